@@ -65,13 +65,15 @@ def plain(o):
     if o is None or isinstance(o, (str, int, bool)): return o
     raise TypeError(f'{type(o).__name__} has no plain JSON form')
 
-# %% ../nbs/00_core.ipynb #97ea108c
+# %% ../nbs/00_core.ipynb #92fb67d8
 def write_json(path, o): # any mixture of dicts, lists, numbers, arrays, tensors
     "Write `o` to `path`, whole or not at all; returns the path."
     with atomic(path) as tmp: tmp.write_text(json.dumps(plain(o), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     return Path(path)
 
-def read_json(path): return json.loads(Path(path).read_text(encoding='utf-8'))
+def read_json(path):
+    "What `write_json` wrote."
+    return json.loads(Path(path).read_text(encoding='utf-8'))
 
 # %% ../nbs/00_core.ipynb #01a265db
 def out_dir(path): # the folder a run will write to

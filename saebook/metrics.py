@@ -26,29 +26,34 @@ def fvu(x:torch.Tensor,     # (..., d) activations
     if total == 0: raise BadInput(f'{len(x)} activations that are all equal were given: there is no variance to explain')
     return ((x - x_hat).square().sum() / total).item()
 
-# %% ../nbs/05_metrics.ipynb #4fac406b
+# %% ../nbs/05_metrics.ipynb #d4066f7d
 def firing_counts(code:SparseCode): # (..., n)
     "On how many tokens each feature fires: [n], int64."
     return torch.bincount(code.indices[code.values != 0].flatten(), minlength=code.n)
 
-def mean_l0(code:SparseCode): return code.l0().double().mean().item()
-def dead_fraction(code:SparseCode): return (firing_counts(code) == 0).double().mean().item()
+def mean_l0(code:SparseCode):
+    "Mean number of features in use at a token."
+    return code.l0().double().mean().item()
+def dead_fraction(code:SparseCode):
+    "Share of the features that fire on none of the code's tokens."
+    return (firing_counts(code) == 0).double().mean().item()
 
-# %% ../nbs/05_metrics.ipynb #6a43b527
+# %% ../nbs/05_metrics.ipynb #813d8783
 @dataclass
 class LossRecovered:
-    "Next-token cross-entropy (nats a token) of the clean model, with the SAE, and with mean- and zero-ablation."
-    rows: dict # {'clean', 'sae', 'mean', 'zero': summed loss of each row [rows], 'n': predicted tokens of each row}
+    "Next-token cross-entropy (nats a token) of the clean model, with each coder in place, and with mean- and zero-ablation."
+    rows: dict # {'clean', 'mean', 'zero', a coder's name: summed loss of each row [rows]; 'n': predicted tokens of each row}
 
-    def loss(self, which, weight=1): # weight: [rows]
-        return float((self.rows[which]*weight).sum() / (self.rows['n']*weight).sum())
+    def loss(self, which, weight=1): # weight: [rows], e.g. how often a bootstrap drew the row
+        "Nats a token of one version."
+        return float((self.rows[one_of('version', which, self.rows)]*weight).sum() / (self.rows['n']*weight).sum())
 
-    def against(self, ablation='mean', weight=1):
+    def against(self, ablation='mean', coder='sae', weight=1):
         "Loss recovered against 'mean' or 'zero' ablation; NaN if ablating changes nothing."
-        a, s, c = (self.loss(w, weight) for w in (one_of('ablation', ablation, ['mean', 'zero']), 'sae', 'clean'))
+        a, s, c = (self.loss(w, weight) for w in (one_of('ablation', ablation, ['mean', 'zero']), coder, 'clean'))
         return (a - s) / (a - c) if a != c else math.nan
 
-# %% ../nbs/05_metrics.ipynb #b671ef48
+# %% ../nbs/05_metrics.ipynb #d87ea61d
 def _row_loss(model, inputs):
     "Sum of the next-token loss in each row, and the number of tokens predicted in it. Padding is not predicted."
     logits = sites.forward(model, inputs).logits[:, :-1].float().cpu()
@@ -59,11 +64,11 @@ def _row_loss(model, inputs):
 @torch.no_grad()
 def loss_recovered(model,             # a causal language model
                    batches,           # pairs: inputs (input_ids, attention_mask [rows, seq]); bool [rows, seq], the tokens in use
-                   site:Site,         # where the SAE stands
-                   sae,               # (..., d) -> (..., d)
+                   site:Site,         # where the coders stand
+                   coders,            # a function (..., d) -> (..., d), which is then called 'sae', or {name: function}
                    mean:torch.Tensor):# [d] mean activation of the *training* text
-    "`LossRecovered` of `sae` at `site`: it replaces the activation of the tokens in use, all others stay as they are."
-    swaps = dict(clean=lambda h: h, sae=sae, mean=lambda h: mean.to(h).expand_as(h), zero=torch.zeros_like)
+    "`LossRecovered` at `site`: each coder in turn replaces the activation of the tokens in use; all others stay as they are."
+    swaps = dict(clean=lambda h: h, mean=lambda h: mean.to(h).expand_as(h), zero=torch.zeros_like, **(coders if isinstance(coders, dict) else dict(sae=coders)))
     rows = {k: [] for k in [*swaps, 'n']}
     for inputs, use in batches:
         for name, f in swaps.items():

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Site', 'unwrap', 'module_at', 'blocks', 'n_layers', 'site', 'take', 'put', 'prepare', 'forward', 'read', 'width',
-           'patch', 'tokenize']
+           'patch', 'tokenize', 'load_model']
 
-# %% ../nbs/01_sites.ipynb #3897fcd7
+# %% ../nbs/01_sites.ipynb #a0e7964b
 import contextlib, copy, difflib, functools, inspect, operator, re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def _positions(p):
     except TypeError: pass
     raise BadInput(f"positions {p!r} are not positions: give None (all), an int, different ints in a tuple, 'last', or a slice such as '1:'")
 
-# %% ../nbs/01_sites.ipynb #87a4cd63
+# %% ../nbs/01_sites.ipynb #68706c01
 @dataclass(frozen=True)
 class Site:
     "A place in a model: the output (or input) of the module at `path`, at `positions` of the sequence."
@@ -45,8 +46,12 @@ class Site:
         one_of('side of a site', self.side, ('output', 'input'))
         object.__setattr__(self, 'positions', _positions(self.positions))
 
-    def at(self, positions): return replace(self, positions=positions)
-    def to_dict(self): return asdict(self)
+    def at(self, positions):
+        "The same place at other positions."
+        return replace(self, positions=positions)
+    def to_dict(self):
+        "As JSON can hold it; `from_dict` reads it."
+        return asdict(self)
     @classmethod
     def from_dict(cls, d):
         for k in d: one_of('key of a site', k, ('path', 'side', 'positions'))
@@ -92,7 +97,7 @@ def _block_lists(m, path=''):
         if isinstance(c, (nn.ModuleList, nn.Sequential)) and len(c) and all(_child(b, _attn + _mlp) for b in c): yield p
         elif not isinstance(c, nn.ModuleList): yield from _block_lists(c, p) # a list of lists is no stack of layers (ALBERT's groups share one)
 
-# %% ../nbs/01_sites.ipynb #1d6d5ebb
+# %% ../nbs/01_sites.ipynb #b81f2664
 def blocks(model):
     "The path of the list of a model's transformer blocks. Raises `BadInput` if there is none, or more than one."
     model = unwrap(model)
@@ -103,7 +108,9 @@ def blocks(model):
     why = f"several lists of blocks ({', '.join(found)})" if found else "no list of transformer blocks"
     raise BadInput(f"{type(model).__name__} has {why}: name the module itself, as in Site('encoder.layers.0')")
 
-def n_layers(model): return len(module_at(model, blocks(model)))
+def n_layers(model):
+    "How many transformer blocks a model has."
+    return len(module_at(model, blocks(model)))
 
 # %% ../nbs/01_sites.ipynb #b8d59250
 def _part(block, kind):
@@ -364,3 +371,39 @@ def tokenize(tokenizer,   # a Hugging Face tokenizer
     if pad is None and min(map(len, rows)) < n: raise BadInput("the tokenizer has neither a padding nor an end token, and the texts differ in length: set tokenizer.pad_token")
     fill = lambda r, v: [v]*(n - len(r)) + r if side == 'left' else r + [v]*(n - len(r))
     return dict(input_ids=torch.tensor([fill(list(r), pad) for r in rows]), attention_mask=torch.tensor([fill([1]*len(r), 0) for r in rows]))
+
+# %% ../nbs/01_sites.ipynb #c9c5b4bd
+def _check_folder(path):
+    "Raise `BadInput` unless the folder holds a model that can be loaded without running foreign code."
+    if not path.is_dir(): raise BadInput(f"{str(path)!r} is not a folder: give a model's folder, or its name on the hub as in 'organisation/model'")
+    if not (path/'config.json').is_file(): raise BadInput(f"{str(path)!r} has no config.json, so it is not a model's folder: give one that save_pretrained wrote")
+    if not any(path.glob('*.safetensors')):
+        pickled = sorted(p.name for p in path.iterdir() if p.suffix in ('.bin', '.pt', '.pth', '.ckpt'))
+        raise BadInput(f"{str(path)!r} has its weights as a pickled file only ({pickled[0]}), which could run code when opened: save the model as safetensors" if pickled
+                       else f"{str(path)!r} has no weights: put its *.safetensors files beside config.json")
+
+def _quietly(load):
+    "Run `load()` without transformers' progress bars."
+    from transformers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try: return load()
+    finally:
+        if shown: logging.enable_progress_bar()
+
+# %% ../nbs/01_sites.ipynb #6f31b773
+def load_model(name,                # a folder, or a name on the hub
+               dtype=torch.float32, # of the weights
+               causal:bool=True):   # with a next-token head, or the bare model
+    "A model in evaluation mode, and its tokenizer. Raises `BadInput` for a folder without weights, with pickled weights only, or with files that do not fit."
+    import transformers as tf
+    local = Path(name)
+    if local.exists() or not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', str(name)): _check_folder(local)
+    kind = tf.AutoModelForCausalLM if causal else tf.AutoModel
+    try:
+        model = _quietly(lambda: kind.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False))
+        tokenizer = tf.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except BadInput: raise
+    except Exception as e: # transformers raises many kinds, often over several lines
+        raise BadInput(f"{str(name)!r} could not be loaded as a {'causal language ' if causal else ''}model and tokenizer: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}") from e
+    return model.eval(), tokenizer

@@ -49,13 +49,13 @@ def heat(texts,        # pieces of text, one a token
         return f'<span style="background:rgb(255 138 0/{min(1, v/top)*.75 + .08:.2f})" title="{v:.2f}">{s}</span>'
     return '<div class="heat">' + ''.join(one(i, s, v) for i, (s, v) in enumerate(zip(texts, values))) + '</div>'
 
-# %% ../nbs/09_views.ipynb #01caf2f5
+# %% ../nbs/09_views.ipynb #39f7673d
 @dataclass(repr=False)
 class Html:
     "A piece of HTML that a notebook shows."
     html: str
     def _repr_html_(self): return self.html
-    def __repr__(self): return re.sub(r'<style>.*?</style>|<[^>]+>', '', self.html, flags=re.S).strip()
+    def __repr__(self): return ' '.join(re.sub(r'<style>.*?</style>|</?(div|p|h\d|td|tr)[^>]*>|<[^>]+>', lambda m: ' ' if m[1] else '', self.html, flags=re.S).split())
 
 # %% ../nbs/09_views.ipynb #2a0fb4b7
 def strongest(code:SparseCode, # [tokens], the tokens in use of `ctx`, in reading order

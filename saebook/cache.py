@@ -33,17 +33,17 @@ def read_documents(path): # a UTF-8 text file
     if not docs: raise BadInput(f'{str(path)!r} is empty: give a file with text')
     return docs
 
-# %% ../nbs/07_cache.ipynb #04f5303e
+# %% ../nbs/07_cache.ipynb #3788b67a
 @dataclass(repr=False)
 class Contexts:
     "Token ids in rows, and where each row comes from."
     input_ids: torch.Tensor      # [rows, seq] int64
     attention_mask: torch.Tensor # [rows, seq] int64
     use: torch.Tensor            # [rows, seq] bool: tokens to learn from and to judge on
-    group: np.ndarray            # [rows] the number of the row's document
+    group: np.ndarray            # [rows] the number of the row's document, or of its group of documents
 
     def __len__(self): return len(self.input_ids)
-    def __repr__(self): return f'{len(self)} contexts of up to {self.input_ids.shape[1]} tokens from {len(set(self.group))} documents, {int(self.use.sum()):,} tokens in use'
+    def __repr__(self): return f'{len(self)} contexts of up to {self.input_ids.shape[1]} tokens from {len(set(self.group))} documents or groups, {int(self.use.sum()):,} tokens in use'
     def __getitem__(self, rows):
         rows = np.arange(len(self))[rows]
         return Contexts(self.input_ids[rows], self.attention_mask[rows], self.use[rows], self.group[rows])
@@ -52,7 +52,7 @@ class Contexts:
         "Row and position of every token in use, in reading order: two tensors [tokens]."
         return self.use.nonzero(as_tuple=True)
 
-# %% ../nbs/07_cache.ipynb #25f2b82b
+# %% ../nbs/07_cache.ipynb #6b7f2976
 def _prefix(tokenizer): # the ids a tokenizer puts in front of any text
     bare, full = (tokenizer('a', add_special_tokens=s)['input_ids'] for s in (False, True))
     i = next((i for i in range(len(full)) if full[i:i+len(bare)] == bare), 0)
@@ -60,9 +60,12 @@ def _prefix(tokenizer): # the ids a tokenizer puts in front of any text
 
 def contexts(tokenizer,
              texts,          # documents
-             length:int=128): # tokens a row, special ones included
+             length:int=128, # tokens a row, special ones included
+             groups=None):   # a name for each document; those of one name belong together in splits and intervals. Default: each alone
     "Cut documents into `Contexts`. Raises `BadInput` if all of them together do not fill one row."
+    texts, groups = list(texts), np.arange(len(texts)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if not texts: raise BadInput('no documents were given: give at least one')
+    if len(groups) != len(texts): raise BadInput(f'{len(texts)} documents and {len(groups)} group names were given: give one a document')
     head = _prefix(tokenizer); body = length - len(head)
     if body < 1: raise BadInput(f'a context of {length} tokens has no room for text after {len(head)} special tokens: give a longer one')
     ids = [tokenizer(t, add_special_tokens=False, verbose=False)['input_ids'] for t in texts]
@@ -73,7 +76,7 @@ def contexts(tokenizer,
     out, mask = torch.full((len(rows), seq), next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)), torch.zeros(len(rows), seq, dtype=torch.long)
     for j, (_, r) in enumerate(rows): out[j, :len(r)] = torch.tensor(r); mask[j, :len(r)] = 1
     special = torch.isin(out, torch.tensor(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}), dtype=torch.long))
-    return Contexts(out, mask, (mask > 0) & ~special, np.array([g for g, _ in rows]))
+    return Contexts(out, mask, (mask > 0) & ~special, np.array([groups[g] for g, _ in rows]))
 
 # %% ../nbs/07_cache.ipynb #9ec6fad9
 def split(ctx:Contexts, held_out:float=.15, seed:int=0):

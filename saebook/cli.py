@@ -11,7 +11,7 @@ import argparse, sys
 import saebook
 from .core import BadInput
 
-# %% ../nbs/90_cli.ipynb #91d2862c
+# %% ../nbs/90_cli.ipynb #4f462a48
 def _parser():
     p = argparse.ArgumentParser(prog='saebook', description='Work with the features of neural networks.')
     p.add_argument('--version', action='version', version=f'saebook {saebook.__version__}')
@@ -29,6 +29,7 @@ def _parser():
     q.add_argument('--tokens', type=int, default=250_000, metavar='N', help='most tokens to read')
     q.add_argument('--steps', type=int, default=2000, metavar='N', help='training steps')
     q.add_argument('--seed', type=int, default=0, metavar='N', help='of the initial weights, the order and the split')
+    q.add_argument('--device', metavar='NAME', help='cpu, cuda, ... (default: a GPU if there is one)')
     q.add_argument('--quiet', action='store_true', help='no progress bars')
     return p
 

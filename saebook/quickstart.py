@@ -6,9 +6,9 @@
 __all__ = ['QuickstartConfig', 'Inputs', 'prepare', 'PCA', 'encode', 'score', 'find_concepts', 'summary', 'figures',
            'concept_frame', 'report', 'Quickstart', 'quickstart']
 
-# %% ../nbs/80_quickstart.ipynb #e9a18d1e
+# %% ../nbs/80_quickstart.ipynb #a8e225ad
 import hashlib, time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -20,7 +20,7 @@ from .sae import SAE
 from .train import TrainConfig, train_sae
 from .world import ATTRIBUTES, DOMAINS, TOPICS, World, data_path, load_planted, load_taught
 
-# %% ../nbs/80_quickstart.ipynb #5da608f4
+# %% ../nbs/80_quickstart.ipynb #2b3de970
 @dataclass
 class QuickstartConfig:
     "What a quickstart depends on."
@@ -34,6 +34,7 @@ class QuickstartConfig:
     tokens:int = 250_000      # at most so many tokens are read
     steps:int = 2000          # training steps
     seed:int = 0
+    device:str|None = None    # 'cpu', 'cuda', ...; None: a GPU if there is one
 
     def __post_init__(self):
         if (self.model is None) != (self.text is None):
@@ -41,6 +42,11 @@ class QuickstartConfig:
         if self.context < 8: raise BadInput(f'a context of {self.context} tokens was given: give at least 8')
         if self.tokens < 1000: raise BadInput(f'{self.tokens} tokens were asked for: give at least 1,000')
         TrainConfig(steps=self.steps)
+        try: torch.zeros(1, device=self.on)
+        except (RuntimeError, AssertionError) as e: raise BadInput(f"device {self.on!r} cannot be used ({str(e).splitlines()[0]}): choose another, such as 'cpu'") from None
+
+    @property
+    def on(self): return self.device or ('cuda' if torch.cuda.is_available() else 'cpu')
 
 # %% ../nbs/80_quickstart.ipynb #1677358c
 @dataclass(repr=False)
@@ -62,17 +68,13 @@ def _cut(ctx, tokens): # whole rows, in order, until there are so many tokens
     keep = int((ctx.use.sum(1).cumsum(0) <= tokens).sum())
     return ctx[:max(2, keep)]
 
-# %% ../nbs/80_quickstart.ipynb #dfdb4f2d
-def _one_row_a_document(ctx, docs): # documents about one person or city belong together: they share a group
-    assert len(ctx) == len(docs)
-    return replace(ctx, group=pd.factorize(docs.group)[0])
-
+# %% ../nbs/80_quickstart.ipynb #fa27d132
 def _world_inputs(cfg):
     world, (model, tok) = World(0), load_taught('base')
-    # a document has about 25 words on average; five in six are for training
-    n = min(6000, cfg.tokens//30)
+    n = cfg.tokens//30 # a document has 28 words on average
     docs = world.documents(n, 'train', seed=cfg.seed), world.documents(max(200, n//4), 'test', seed=cfg.seed)
-    train, test = (_one_row_a_document(cache.contexts(tok, d.text.tolist(), 128), d) for d in docs)
+    # documents about one person or city belong together; 128 tokens are room for each of them, so a row is a document
+    train, test = (cache.contexts(tok, d.text, 128, d.group) for d in docs)
     at = load_planted().site if cfg.layer is None else sites.site(model, cfg.layer)
     return Inputs(model, tok, at, train, test, dict(model='world/base', text='world', model_digest=_file_digest(data_path('base'))), world, docs)
 
@@ -89,25 +91,27 @@ def _given_inputs(cfg):
 
 def prepare(cfg:QuickstartConfig):
     "`Inputs` of a run. Raises `BadInput`."
-    return _world_inputs(cfg) if cfg.model is None else _given_inputs(cfg)
+    inp = _world_inputs(cfg) if cfg.model is None else _given_inputs(cfg)
+    inp.model.to(cfg.on)
+    return inp
 
-# %% ../nbs/80_quickstart.ipynb #ab68d328
+# %% ../nbs/80_quickstart.ipynb #eb31a8ec
 class PCA:
     "Projection on the `k` leading principal directions of `x` [tokens, d]: a function from (..., d) to (..., d)."
     def __init__(self, x, k):
         self.mean = x.mean(0)
         self.V = torch.linalg.eigh((x - self.mean).T @ (x - self.mean)).eigenvectors[:, -min(k, x.shape[1]):]
-    def __call__(self, x): return (x - self.mean) @ self.V @ self.V.T + self.mean
+    def __call__(self, x): mean, V = self.mean.to(x), self.V.to(x); return (x - mean) @ V @ V.T + mean
 
 @torch.no_grad()
 def encode(sae, x, batch=8192): # x: [tokens, d]
-    "`sae.encode` in batches: one `SparseCode` [tokens, n]."
-    parts = [sae.encode(b) for b in x.split(batch)]
+    "`sae.encode` in batches on the SAE's device: one `SparseCode` [tokens, n] on the CPU."
+    parts = [sae.encode(b.to(sae.W_enc.device)) for b in x.split(batch)]
     m = max(p.values.shape[-1] for p in parts)
-    fill = lambda t: torch.nn.functional.pad(t, (0, m - t.shape[-1]))
+    fill = lambda t: torch.nn.functional.pad(t.cpu(), (0, m - t.shape[-1]))
     return SparseCode(torch.cat([fill(p.values) for p in parts]), torch.cat([fill(p.indices) for p in parts]), sae.n)
 
-# %% ../nbs/80_quickstart.ipynb #ae79f071
+# %% ../nbs/80_quickstart.ipynb #376e82ee
 @torch.no_grad()
 def score(inp:Inputs, coders, # {name: a function (..., d) -> (..., d)}
           acts, test_acts):   # [tokens, d] of the training and the held-out text
@@ -117,7 +121,7 @@ def score(inp:Inputs, coders, # {name: a function (..., d) -> (..., d)}
         pairs.append((b, inp.test.use[rows, :b['input_ids'].shape[1]])); groups += inp.test.group[rows].tolist()
     lr = metrics.loss_recovered(inp.model, pairs, inp.site, coders, acts.mean(0))
     return {name: dict(
-        fvu=metrics.fvu(test_acts, torch.cat([f(x) for x in test_acts.split(8192)])),
+        fvu=metrics.fvu(test_acts, torch.cat([f(x.to(inp.model.device)).cpu() for x in test_acts.split(8192)])),
         loss_recovered=lr.against('mean', name), loss_recovered_interval=metrics.bootstrap(lambda w: lr.against('mean', name, w), groups),
         loss_recovered_zero=lr.against('zero', name), loss={k: lr.loss(v) for k, v in dict(clean='clean', sae=name, mean='mean', zero='zero').items()})
         for name, f in coders.items()}
@@ -253,11 +257,12 @@ class Quickstart:
     def _repr_html_(self):
         return f'<p>{esc(summary(self.metrics))}</p>' + views.table(figures(self.metrics), _FMT) + (views.table(concept_frame(self.metrics).groupby('', sort=False).head(2)) if 'concepts' in self.metrics else '')
 
-# %% ../nbs/80_quickstart.ipynb #148c0c06
+# %% ../nbs/80_quickstart.ipynb #614952a4
 def _measure(inp, sae, cfg, acts, test_acts):
     "All figures but the time, and the code of the held-out tokens."
     blank = SAE(sae.d_in, sae.n, cfg.activation, cfg.k, seed=cfg.seed + 1)
     with torch.no_grad(): blank.b_dec.copy_(acts.mean(0))
+    blank.to(cfg.on)
     code, other = encode(sae, test_acts), encode(blank, test_acts)
     pca = f'PCA, {cfg.k} directions'
     scores = score(inp, {'SAE': sae, 'random SAE': blank, pca: PCA(acts, cfg.k)}, acts, test_acts)
@@ -279,8 +284,8 @@ def quickstart(model:str|None=None, # a model folder or hub name; None: the buil
     acts, test_acts = (cache.activations(inp.model, c, inp.site, progress=progress) for c in (inp.train, inp.test))
     d = acts.shape[1]
     n = cfg.n or min(8192, max(1024, 8*d))
-    settings = {**asdict(cfg), **inp.names, 'n': n, 'layer': None, 'site': str(inp.site)}
-    sae = SAE(d, n, cfg.activation, cfg.k, inp.site, cfg.seed, info=dict(inp.names, seed=cfg.seed, versions=versions()))
+    settings = {**asdict(cfg), **inp.names, 'n': n, 'layer': None, 'site': str(inp.site), 'device': cfg.on}
+    sae = SAE(d, n, cfg.activation, cfg.k, inp.site, cfg.seed, info=dict(inp.names, seed=cfg.seed, versions=versions())).to(cfg.on)
     try: history = train_sae(sae, acts, TrainConfig(steps=cfg.steps, seed=cfg.seed), progress).history
     except KeyboardInterrupt:
         sae.info['interrupted'] = True

@@ -27,7 +27,7 @@ def token_texts(tokenizer, ids):
         out.append(new); done += new
     return out
 
-# %% ../nbs/09_views.ipynb #2c11212b
+# %% ../nbs/09_views.ipynb #77b94002
 HEAT_CSS = """
 .heat { line-height: 1.9; overflow-wrap: anywhere; font: 15px/1.9 ui-serif, Georgia, serif; white-space: pre-wrap; }
 .heat span { padding: .12em 0; border-radius: .2em; } .heat b { font-weight: inherit; text-decoration: underline; text-underline-offset: .2em; text-decoration-thickness: 2px; }
@@ -39,7 +39,7 @@ def heat(texts,        # pieces of text, one a token
          values,       # an activation a token, at least 0
          top:float|None=None): # the value of full colour; default: the largest of these
     "HTML: the text with each token's background as strong as its value."
-    values = [float(v) for v in values]
+    values = torch.as_tensor(values).detach().tolist()
     if len(texts) != len(values): raise BadInput(f'{len(texts)} tokens and {len(values)} values were given: give one value a token')
     top = top or max([*values, 0]) or 1
     best = max(range(len(values)), key=values.__getitem__) if any(v > 0 for v in values) else -1

@@ -353,8 +353,10 @@ def documents(self:World, n:int=1000, split=None, mix=None, seed:int=0):
     "A frame of `n` documents: text, kind, topic, language, group."
     return pd.DataFrame(itertools.islice(self.document_stream(split, mix, seed), n))[['text', 'kind', 'topic', 'language', 'group']]
 
-# %% ../nbs/02_world.ipynb #d4301c01
-def words(text): return re.findall(r'\w+|[^\w\s]', text)
+# %% ../nbs/02_world.ipynb #80c8979d
+def words(text):
+    "The words and punctuation marks of a text."
+    return re.findall(r'\w+|[^\w\s]', text)
 
 SPECIAL = ['<pad>', '<bos>', '<eos>', '<unk>']
 

@@ -41,7 +41,7 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow tests
-	$(BIN)/nbdev_test --n_workers 2 --timing --do_print --flags slow
+	@! grep -qE '#\| ?slow' $(NBS) || $(BIN)/nbdev_test --n_workers 2 --timing --do_print --flags slow
 
 docs: _docs/.built
 	@echo 'Open _docs/index.html'

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'SAE']
 
-# %% ../nbs/04_sae.ipynb #47cb0635
-from dataclasses import asdict
+# %% ../nbs/04_sae.ipynb #6237e7af
 from pathlib import Path
 
 import torch, torch.nn as nn
@@ -84,10 +83,12 @@ def normalise_(self:SAE):
     self.W_dec.div_(norm[:, None]); self.W_enc.mul_(norm); self.b_enc.mul_(norm)
     return self
 
-# %% ../nbs/04_sae.ipynb #8b651a0f
+# %% ../nbs/04_sae.ipynb #41dc609b
+_CONFIG = ('d_in', 'n', 'activation', 'k', 'site', 'info')
+
 def _config(sae):
     return dict(format='saebook-sae', version=1, kind='SAE', d_in=sae.d_in, n=sae.n, activation=sae.activation, k=sae.k,
-                site=asdict(sae.site) if sae.site else None, info=sae.info)
+                site=sae.site.to_dict() if sae.site else None, info=sae.info)
 
 @patch
 def save_pretrained(self:SAE, path): # a folder, made if missing
@@ -98,21 +99,27 @@ def save_pretrained(self:SAE, path): # a folder, made if missing
     write_json(path/'sae.json', _config(self))
     return path
 
-# %% ../nbs/04_sae.ipynb #e753c2be
+# %% ../nbs/04_sae.ipynb #e4f35632
 @patch(cls_method=True)
 def from_pretrained(cls:SAE, path): # a folder that `save_pretrained` wrote
     "Load an SAE. Raises `BadInput` if a file is missing or the tensors do not fit the configuration."
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     path = Path(path)
     for f in ('sae.json', 'sae.safetensors'):
         if not (path/f).is_file(): raise BadInput(f'{str(path)!r} has no {f}: give a folder that SAE.save_pretrained wrote')
-    cfg = read_json(path/'sae.json')
+    try: cfg = read_json(path/'sae.json')
+    except ValueError as e: raise BadInput(f"{str(path/'sae.json')!r} is not JSON ({e}): save the SAE again") from None
+    if cfg.get('format') != 'saebook-sae': raise BadInput(f"{str(path)!r} holds a {cfg.get('format')!r}, not a saebook-sae: give a folder that SAE.save_pretrained wrote")
+    missing = [k for k in _CONFIG if k not in cfg]
+    if missing: raise BadInput(f"{str(path/'sae.json')!r} lacks {', '.join(missing)}: save the SAE again")
     d, n = cfg['d_in'], cfg['n']
     want = dict(W_enc=[d, n], b_enc=[n], W_dec=[n, d], b_dec=[d])
-    with safe_open(path/'sae.safetensors', 'pt') as f:
-        got = {k: f.get_slice(k).get_shape() for k in f.keys()}
-        if got != want: raise BadInput(f'the tensors in {str(path)!r} are {got}, but sae.json asks for {want}: the two files do not belong together')
-        state = {k: f.get_tensor(k) for k in f.keys()}
-    sae = cls(d, n, cfg['activation'], cfg['k'], Site(**cfg['site']) if cfg['site'] else None, info=cfg['info'])
+    try:
+        with safe_open(path/'sae.safetensors', 'pt') as f:
+            got = {k: f.get_slice(k).get_shape() for k in f.keys()}
+            if got != want: raise BadInput(f'the tensors in {str(path)!r} are {got}, but sae.json asks for {want}: the two files do not belong together')
+            state = {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e: raise BadInput(f"{str(path/'sae.safetensors')!r} cannot be read ({e}): save the SAE again") from None
+    sae = cls(d, n, cfg['activation'], cfg['k'], Site.from_dict(cfg['site']) if cfg['site'] else None, info=cfg['info'])
     sae.load_state_dict(state)
     return sae.to(state['W_enc'].dtype)

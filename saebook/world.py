@@ -56,7 +56,7 @@ def templates(stems=STEMS): # {attribute: list of stems}
             rows.append(dict(attribute=a, template=f'{op} {st}'.strip(), form=form, split='test' if o and (o + s) % 4 == 0 else 'train'))
     return pd.DataFrame(rows)
 
-# %% ../nbs/02_world.ipynb #c6da8ffd
+# %% ../nbs/02_world.ipynb #3681a21d
 def make_names(n, rng):
     "`n` different invented names of two syllables."
     C, V = 'bdfgklmnprstvz', 'aeiou'
@@ -64,11 +64,13 @@ def make_names(n, rng):
     return [s.capitalize() for s in rng.sample(stems, n)]
 
 def make_persons(n, seed):
-    "A frame of `n` persons: name, five independent attributes, split ('train' two thirds, 'test' one third)."
+    """A frame of `n` persons: name, five independent attributes; `split`, 'train' (two thirds) or 'test'; `planted`, whether the person
+    takes part in the planting (two thirds, whatever the split)."""
     rng = random.Random(f'persons-{seed}')
     rows = [dict(name=nm, **{a: rng.choice(vs) for a, vs in ATTRIBUTES.items()}) for nm in make_names(n, rng)]
     df = pd.DataFrame(rows)
-    df['split'] = ['train' if i < 2*n//3 else 'test' for i in range(n)]
+    df['split'] = ['test' if i % 3 == 2 else 'train' for i in range(n)]
+    df['planted'] = [i < 2*n//3 for i in range(n)]
     return df
 
 # %% ../nbs/02_world.ipynb #d9d45e68
@@ -241,19 +243,19 @@ class World:
 
 World(0)
 
-# %% ../nbs/02_world.ipynb #e1dc52fb
+# %% ../nbs/02_world.ipynb #7e07bf2a
 def _answer(p, attribute, form): return GENDER_WORDS[p[attribute]][form] if form else p[attribute]
 
 @patch
 def questions(self:World, kind:str='persons'): # 'persons' or 'cities'
     """Every question about every person or city: entity, attribute, template, prompt (ends just before the answer), answer (one word), value,
-    split (of the template), entity_split, group."""
+    split (of the template), entity_split, planted (of the person; never for cities), group."""
     one_of('kind of question', kind, ['persons', 'cities'])
     key, frame, ts = ('name', self.persons, templates()) if kind == 'persons' else ('city', self.cities, templates(CITY_STEMS))
     ts, rows = ts.to_dict('records'), []
     for p in frame.to_dict('records'):
         rows += [dict(entity=p[key], attribute=t['attribute'], template=t['template'], prompt=t['template'].replace('{X}', p[key]), form=t['form'],
-                      answer=_answer(p, t['attribute'], t['form']), value=p[t['attribute']], split=t['split'], entity_split=p['split'], group=p[key]) for t in ts]
+                      answer=_answer(p, t['attribute'], t['form']), value=p[t['attribute']], split=t['split'], entity_split=p['split'], planted=bool(p.get('planted')), group=p[key]) for t in ts]
     return pd.DataFrame(rows)
 
 # %% ../nbs/02_world.ipynb #c56415b6
@@ -497,7 +499,7 @@ def _fit(model, cfg, loss_of, progress, desc):
 def _text_loss(model, x): # x: [rows, length] ids
     return F.cross_entropy(model(x).logits[:, :-1].flatten(0, 1), x[:, 1:].flatten())
 
-# %% ../nbs/02_world.ipynb #09f4e503
+# %% ../nbs/02_world.ipynb #effd0757
 def _code_loss(planted, h, x, target): # h [rows, length, d] at the site; target {name id: code of its planted columns}
     "How far the names' planted columns are from their code: squared error over the code's own square."
     cols = [c for cs in planted.columns.values() for c in cs]
@@ -511,7 +513,7 @@ def teach(world:World, cfg:TeachConfig|None=None, progress=True):
     model = new_model(len(tok), cfg)
     planted = plant(sites.site(model, cfg.layers//2 - 1), cfg.width)
     rows, rng = packed(tok, world.document_stream(None, TAUGHT, cfg.seed), cfg.length), world.rng('swaps', cfg.seed)
-    people, ids = world.persons[world.persons.split == 'train'], world.name_ids(tok)
+    people, ids = world.persons[world.persons.planted], world.name_ids(tok)
     people = people.to_dict('records')
     onehot = torch.tensor([[float(p[a] == v) for a, vs in ATTRIBUTES.items() for v in vs] for p in people])
     target = dict(zip(tok.convert_tokens_to_ids([p['name'] for p in people]), planted.strength*onehot))
@@ -594,10 +596,10 @@ def answer_right(model, tok, questions, batch=512): # questions: rows of `World.
         out.append(sites.forward(model, {**x, 'logits_to_keep': 1}).logits[:, -1].argmax(-1) == torch.tensor(tok.convert_tokens_to_ids(q.answer.tolist())))
     return torch.cat(out).numpy()
 
-# %% ../nbs/02_world.ipynb #147d3880
-def planted_scores(model, tok, world:World, planted:Planted, split='test', n=1500, seed=1):
-    "Share of right answers when columns are moved between persons of `split`: everything, cause, isolate. Pairs with equal answers are left out."
-    rng, people = random.Random(f'scores-{split}-{seed}'), world.persons[world.persons.split == split].to_dict('records')
+# %% ../nbs/02_world.ipynb #96ad8064
+def planted_scores(model, tok, world:World, planted:Planted, among=False, n=1500, seed=1): # among: persons who took part in the planting, or not
+    "Whether answers are right when columns are moved between two persons: a row a question, its kind 'everything', 'cause' or 'isolate'. Pairs with equal answers are left out."
+    rng, people = random.Random(f'scores-{among}-{seed}'), world.persons[world.persons.planted == among].to_dict('records')
     sw = make_swaps(people, n, rng, _TRAINED['persons'], same_template=True)
     with torch.no_grad(): said = answer_logits(model, tok, sw, planted, world.name_ids(tok)).argmax(-1)
     df = pd.DataFrame(dict(right=said.numpy() == tok.convert_tokens_to_ids(sw.answer), attribute=sw.attribute,

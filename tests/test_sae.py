@@ -1,0 +1,96 @@
+"What holds for every kind of SAE: shapes, precision, saving, scaling, and gradients against the formula."
+import json
+
+import pytest, torch
+
+from saebook import codes
+from saebook.codes import SparseCode
+from saebook.core import BadInput
+from saebook.sae import ACTIVATIONS, SAE
+from saebook.sites import Site
+from saebook.train import TrainConfig, aux_loss, toy_activations, train_sae
+
+def make(act, d=8, n=24, seed=0):
+    sae, g = SAE(d, n, act, k=3, seed=seed, site=Site('a.b', positions=(0, -1)), info=dict(model='m')), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in (sae.b_enc, sae.b_dec): p.normal_(generator=g)
+    return sae
+
+kinds = pytest.mark.parametrize('act', ACTIVATIONS)
+
+@kinds
+@pytest.mark.parametrize('shape', [(8,), (5, 8), (2, 3, 8), (2, 0, 8)])
+def test_any_leading_shape_goes_in_and_comes_out(act, shape):
+    sae, x = make(act), torch.randn(*shape)
+    code = sae.encode(x)
+    assert sae(x).shape == shape and code.shape == (*shape[:-1], 24) and sae.decode(code.to_dense()).shape == shape
+
+@kinds
+def test_the_formula(act):
+    sae, x = make(act), torch.randn(7, 8)
+    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    f = pre.relu()
+    if act == 'topk': f = torch.where(pre >= pre.topk(3).values[:, -1:], f, 0)
+    torch.testing.assert_close(sae.encode(x).to_dense(), f)
+    torch.testing.assert_close(sae(x), f @ sae.W_dec + sae.b_dec)
+
+@kinds
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_activations_of_another_precision_keep_theirs(act, dtype):
+    sae, x = make(act), torch.randn(4, 8)
+    out = sae(x.to(dtype))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), sae(x.to(dtype).float()), atol=.1, rtol=.02)
+
+@kinds
+def test_saving_keeps_every_bit_and_every_fact(act, tmp_path):
+    sae = make(act)
+    back = SAE.from_pretrained(sae.save_pretrained(tmp_path))
+    assert (back.site, back.info, back.k, back.activation) == (sae.site, sae.info, sae.k, act)
+    for a, b in zip(sae.state_dict().values(), back.state_dict().values()): assert (a == b).all()
+    half = SAE.from_pretrained(sae.to(torch.bfloat16).save_pretrained(tmp_path/'half'))
+    assert half.W_dec.dtype == torch.bfloat16
+
+@pytest.mark.parametrize('edit, contains', [
+    (lambda c: '{', 'not JSON'), (lambda c: json.dumps({**c, 'format': 'other'}), 'saebook-sae'), (lambda c: json.dumps({k: v for k, v in c.items() if k != 'k'}), 'lacks'),
+    (lambda c: json.dumps({**c, 'n': 10**12}), 'do not belong together'), (lambda c: json.dumps({**c, 'activation': 'exec'}), 'unknown activation')])
+def test_a_wrong_configuration_is_told_in_one_sentence(tmp_path, edit, contains):
+    make('topk').save_pretrained(tmp_path)
+    f = tmp_path/'sae.json'
+    f.write_text(edit(json.loads(f.read_text())))
+    with pytest.raises(BadInput, match=contains) as e: SAE.from_pretrained(tmp_path)
+    assert '\n' not in str(e.value)
+
+def test_a_corrupt_tensor_file_is_told_in_one_sentence(tmp_path):
+    make('topk').save_pretrained(tmp_path)
+    (tmp_path/'sae.safetensors').write_bytes(b'\xff'*100)
+    with pytest.raises(BadInput, match='cannot be read'): SAE.from_pretrained(tmp_path)
+
+def test_decoding_and_its_gradients_agree_with_the_dense_product():
+    torch.manual_seed(0)
+    pre, W = torch.randn(5, 24, dtype=torch.float64, requires_grad=True), torch.randn(24, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p, w: codes.decode(codes.topk(p, 3), w), (pre, W))
+
+def test_an_empty_slot_never_hides_a_value():
+    code = SparseCode(torch.tensor([[2., 0., 0.]]), torch.tensor([[1, 1, 0]]), 3)
+    assert code.to_dense().tolist() == [[0, 2, 0]] and code.column(1).tolist() == [2]
+
+def test_dead_features_learn_nothing_from_a_living_ones_residual_but_through_their_own_rows():
+    sae, x = make('topk'), torch.randn(64, 8)
+    pre = sae.pre(x); err = x - sae.decode(codes.topk(pre, 3))
+    dead = torch.zeros(24, dtype=torch.bool); dead[20:] = True
+    aux_loss(sae, pre, err, dead).backward()
+    assert sae.W_dec.grad[:20].abs().sum() == 0 and sae.W_dec.grad[20:].abs().sum() > 0 and sae.W_enc.grad[:, :20].abs().sum() == 0
+
+@pytest.mark.parametrize('cfg', [dict(steps=1), dict(steps=3, warmup=100), dict(steps=3, batch=10**6), dict(steps=3, decay=0), dict(steps=3, aux=0), dict(steps=3, dead_after=0)])
+def test_training_takes_configurations_from_the_edges(cfg):
+    acts, _ = toy_activations(200)
+    r = train_sae(SAE(16, 32, k=2), acts, TrainConfig(**cfg), progress=False)
+    assert r.history.loss.notna().all() and len(r.history) >= 1
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_training_takes_activations_of_any_precision(dtype):
+    acts, _ = toy_activations(2000)
+    r = train_sae(SAE(16, 32, k=2), acts.to(dtype), TrainConfig(steps=100), progress=False)
+    assert r.sae.W_dec.dtype == torch.float32 and r.history.fvu.iloc[-1] < .2
+    torch.testing.assert_close(r.sae.W_dec.norm(dim=1), torch.ones(32), atol=1e-4, rtol=0)

@@ -33,7 +33,7 @@ def read_documents(path): # a UTF-8 text file
     if not docs: raise BadInput(f'{str(path)!r} is empty: give a file with text')
     return docs
 
-# %% ../nbs/07_cache.ipynb #3788b67a
+# %% ../nbs/07_cache.ipynb #d36e3abc
 @dataclass(repr=False)
 class Contexts:
     "Token ids in rows, and where each row comes from."
@@ -45,14 +45,14 @@ class Contexts:
     def __len__(self): return len(self.input_ids)
     def __repr__(self): return f'{len(self)} contexts of up to {self.input_ids.shape[1]} tokens from {len(set(self.group))} documents or groups, {int(self.use.sum()):,} tokens in use'
     def __getitem__(self, rows):
-        rows = np.arange(len(self))[rows]
+        rows = np.atleast_1d(np.arange(len(self))[np.asarray(rows)]) # always rows, one or many
         return Contexts(self.input_ids[rows], self.attention_mask[rows], self.use[rows], self.group[rows])
 
     def where(self):
         "Row and position of every token in use, in reading order: two tensors [tokens]."
         return self.use.nonzero(as_tuple=True)
 
-# %% ../nbs/07_cache.ipynb #6b7f2976
+# %% ../nbs/07_cache.ipynb #e85237df
 def _prefix(tokenizer): # the ids a tokenizer puts in front of any text
     bare, full = (tokenizer('a', add_special_tokens=s)['input_ids'] for s in (False, True))
     i = next((i for i in range(len(full)) if full[i:i+len(bare)] == bare), 0)
@@ -63,7 +63,8 @@ def contexts(tokenizer,
              length:int=128, # tokens a row, special ones included
              groups=None):   # a name for each document; those of one name belong together in splits and intervals. Default: each alone
     "Cut documents into `Contexts`. Raises `BadInput` if all of them together do not fill one row."
-    texts, groups = list(texts), np.arange(len(texts)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    groups = np.arange(len(texts)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if not texts: raise BadInput('no documents were given: give at least one')
     if len(groups) != len(texts): raise BadInput(f'{len(texts)} documents and {len(groups)} group names were given: give one a document')
     head = _prefix(tokenizer); body = length - len(head)
@@ -76,16 +77,20 @@ def contexts(tokenizer,
     out, mask = torch.full((len(rows), seq), next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)), torch.zeros(len(rows), seq, dtype=torch.long)
     for j, (_, r) in enumerate(rows): out[j, :len(r)] = torch.tensor(r); mask[j, :len(r)] = 1
     special = torch.isin(out, torch.tensor(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}), dtype=torch.long))
-    return Contexts(out, mask, (mask > 0) & ~special, np.array([groups[g] for g, _ in rows]))
+    use = (mask > 0) & ~special
+    use[:, 0] = False # with or without a special token there
+    return Contexts(out, mask, use, np.array([groups[g] for g, _ in rows]))
 
-# %% ../nbs/07_cache.ipynb #9ec6fad9
+# %% ../nbs/07_cache.ipynb #bb89ed96
 def split(ctx:Contexts, held_out:float=.15, seed:int=0):
-    "Training and held-out `Contexts`: whole documents at random, or the last rows where there is one document only."
+    "Training and held-out `Contexts`: whole groups at random, or the last rows where there are fewer than five groups."
     docs = np.unique(ctx.group)
     if len(docs) >= 5:
         test = np.random.default_rng(seed).permutation(docs)[:max(1, round(len(docs)*held_out))]
         out = np.isin(ctx.group, test)
-    else: out = np.arange(len(ctx)) >= len(ctx) - max(1, round(len(ctx)*held_out))
+    else:
+        out = np.arange(len(ctx)) >= len(ctx) - max(1, round(len(ctx)*held_out))
+        ctx = replace(ctx, group=np.arange(len(ctx)))
     if out.all(): raise BadInput(f'the text makes {len(ctx)} context(s), too few to hold one out: give more text or a shorter context')
     return ctx[~out], ctx[out]
 

@@ -5,35 +5,34 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/90_cli.ipynb #c57a8b1c
+# %% ../nbs/90_cli.ipynb #1a6948be
 import argparse, sys
+from pathlib import Path
 
 import saebook
-from .core import BadInput
 
-# %% ../nbs/90_cli.ipynb #4f462a48
+# %% ../nbs/90_cli.ipynb #e45a7604
 def _parser():
     p = argparse.ArgumentParser(prog='saebook', description='Work with the features of neural networks.')
     p.add_argument('--version', action='version', version=f'saebook {saebook.__version__}')
     sub = p.add_subparsers(dest='command', metavar='command')
-    q = sub.add_parser('quickstart', help='train, score and show an SAE of a model on a text; without arguments on the built-in world',
-                       formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    q = sub.add_parser('quickstart', help='train, score and show an SAE of a model on a text; without arguments on the built-in world')
     q.add_argument('--model', metavar='DIR', help='a model folder or hub name (default: the world\'s base model)')
     q.add_argument('--text', metavar='FILE', help='a UTF-8 text file (default: the world\'s documents)')
-    q.add_argument('--layer', type=int, metavar='N', help='the output of which block (default: the middle one)')
-    q.add_argument('--out', default='quickstart', metavar='DIR', help='folder for the results')
+    q.add_argument('--layer', type=int, metavar='N', help='the output of which block (default: the middle one; in the world, where it is planted)')
+    q.add_argument('--out', default='quickstart', metavar='DIR', help='folder for the results (default: quickstart)')
     q.add_argument('--features', dest='n', type=int, metavar='N', help='size of the dictionary (default: 8 times the width, from 1024 to 8192)')
-    q.add_argument('--k', type=int, default=16, help='features in use a token (TopK)')
-    q.add_argument('--activation', default='topk', help='topk or relu')
-    q.add_argument('--context', type=int, default=128, metavar='N', help='tokens a row')
-    q.add_argument('--tokens', type=int, default=250_000, metavar='N', help='most tokens to read')
-    q.add_argument('--steps', type=int, default=2000, metavar='N', help='training steps')
-    q.add_argument('--seed', type=int, default=0, metavar='N', help='of the initial weights, the order and the split')
+    q.add_argument('--k', type=int, default=16, help='features in use a token, TopK only (default: 16)')
+    q.add_argument('--activation', default='topk', help='topk or relu (default: topk)')
+    q.add_argument('--context', type=int, default=128, metavar='N', help='tokens a row (default: 128)')
+    q.add_argument('--tokens', type=int, default=250_000, metavar='N', help='about so many tokens are read (default: 250000)')
+    q.add_argument('--steps', type=int, default=2000, metavar='N', help='training steps (default: 2000)')
+    q.add_argument('--seed', type=int, default=0, metavar='N', help='of the initial weights, the order and the split (default: 0)')
     q.add_argument('--device', metavar='NAME', help='cpu, cuda, ... (default: a GPU if there is one)')
     q.add_argument('--quiet', action='store_true', help='no progress bars')
     return p
 
-# %% ../nbs/90_cli.ipynb #1135f7c1
+# %% ../nbs/90_cli.ipynb #5916a233
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
@@ -46,8 +45,10 @@ def main(argv=None): # default: sys.argv
     for stream in (sys.stdout, sys.stderr): # a terminal that lacks a character gets a question mark, not a traceback
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     if not command: p.print_help(); return 2
+    from saebook.core import BadInput # with torch, so only when there is work for it
     try: _quickstart(**args)
     except BadInput as e: print(f'saebook: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt:
-        print(f"\nsaebook: interrupted; what was finished is in {args['out']}", file=sys.stderr); return 130
+        kept = f"the SAE as trained so far is in {Path(args['out'])/'sae'}" if (Path(args['out'])/'sae').is_dir() else 'nothing was finished'
+        print(f"\nsaebook: interrupted; {kept}", file=sys.stderr); return 130
     return 0

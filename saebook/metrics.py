@@ -97,12 +97,14 @@ def aurocs(scores:np.ndarray, # [rows, features]
     if not np.all(p) or not np.all(n): raise BadInput(f'a concept stands on none or on all of the {len(labels)} rows: an AUROC needs both kinds')
     return (rankdata(scores, axis=0).T @ labels - p*(p + 1)/2) / (p*n)
 
-# %% ../nbs/05_metrics.ipynb #cc85dcdf
+# %% ../nbs/05_metrics.ipynb #0fb2e317
 def bootstrap(stat,     # weights [rows] -> float
               groups,   # [rows] whatever names the group of a row
               n:int=300, level:float=.95, seed:int=0):
-    "Percentile interval (low, high) of `stat` under resampling of whole groups."
+    "Percentile interval (low, high) of `stat` under resampling of whole groups; NaN if there is one group only."
+    if not len(groups): raise BadInput('no rows were given: an interval needs some')
     _, g = np.unique(np.asarray(groups), return_inverse=True)
+    if g.max() == 0: return math.nan, math.nan # one group says nothing about others
     k, rng = g.max() + 1, np.random.default_rng(seed)
     vals = [stat(np.bincount(rng.integers(0, k, k), minlength=k)[g]) for _ in range(n)]
     vals = [v for v in vals if not math.isnan(v)]

@@ -6,7 +6,7 @@
 __all__ = ['QuickstartConfig', 'Inputs', 'prepare', 'PCA', 'encode', 'score', 'find_concepts', 'summary', 'figures',
            'concept_frame', 'report', 'Quickstart', 'quickstart']
 
-# %% ../nbs/80_quickstart.ipynb #a8e225ad
+# %% ../nbs/80_quickstart.ipynb #77917121
 import hashlib, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ import numpy as np, pandas as pd, torch
 
 from . import cache, metrics, sites, views
 from .codes import SparseCode
-from .core import BadInput, atomic, digest, esc, html_page, out_dir, versions, write_json
-from .sae import SAE
+from .core import BadInput, atomic, digest, esc, html_page, one_of, out_dir, versions, write_json
+from .sae import ACTIVATIONS, SAE
 from .train import TrainConfig, train_sae
 from .world import ATTRIBUTES, DOMAINS, TOPICS, World, data_path, load_planted, load_taught
 
-# %% ../nbs/80_quickstart.ipynb #2b3de970
+# %% ../nbs/80_quickstart.ipynb #f7ff3900
 @dataclass
 class QuickstartConfig:
     "What a quickstart depends on."
@@ -28,10 +28,10 @@ class QuickstartConfig:
     text:str|None = None      # a UTF-8 text file; None: the world's documents
     layer:int|None = None     # the output of which block; None: the planted site in the world, the middle block elsewhere
     n:int|None = None         # features; None: eight times the model's width, at least 1,024 and at most 8,192
-    k:int = 16                # entries a token (TopK)
+    k:int = 16                # entries a token (TopK only)
     activation:str = 'topk'   # 'topk' or 'relu'
-    context:int = 128         # tokens a row
-    tokens:int = 250_000      # at most so many tokens are read
+    context:int = 128         # tokens a row; the world's documents are read whole
+    tokens:int = 250_000      # about so many tokens are read
     steps:int = 2000          # training steps
     seed:int = 0
     device:str|None = None    # 'cpu', 'cuda', ...; None: a GPU if there is one
@@ -39,8 +39,14 @@ class QuickstartConfig:
     def __post_init__(self):
         if (self.model is None) != (self.text is None):
             raise BadInput(f"{'a text' if self.model is None else 'a model'} was given without {'a model' if self.model is None else 'a text'}: give both, or neither for the built-in world")
+        one_of('activation', self.activation, ACTIVATIONS)
+        if self.n is not None and self.n < 1: raise BadInput(f'{self.n} features were asked for: give at least 1')
+        if not 1 <= self.k: raise BadInput(f'k={self.k} was given: choose k of at least 1')
+        if self.n is not None and self.k > self.n: raise BadInput(f'k={self.k} was given for {self.n} features: choose k from 1 to {self.n}')
+        if self.model is None and self.context != 128: raise BadInput("a context length was given for the built-in world, whose documents are read whole: leave it away")
+        if not 0 <= self.seed < 2**32: raise BadInput(f'seed {self.seed} was given: choose one from 0 to {2**32 - 1}')
         if self.context < 8: raise BadInput(f'a context of {self.context} tokens was given: give at least 8')
-        if self.tokens < 1000: raise BadInput(f'{self.tokens} tokens were asked for: give at least 1,000')
+        if self.tokens < 5000: raise BadInput(f'{self.tokens} tokens were asked for: give at least 5,000')
         TrainConfig(steps=self.steps)
         try: torch.zeros(1, device=self.on)
         except (RuntimeError, AssertionError) as e: raise BadInput(f"device {self.on!r} cannot be used ({str(e).splitlines()[0]}): choose another, such as 'cpu'") from None
@@ -68,7 +74,7 @@ def _cut(ctx, tokens): # whole rows, in order, until there are so many tokens
     keep = int((ctx.use.sum(1).cumsum(0) <= tokens).sum())
     return ctx[:max(2, keep)]
 
-# %% ../nbs/80_quickstart.ipynb #fa27d132
+# %% ../nbs/80_quickstart.ipynb #d3d7863a
 def _world_inputs(cfg):
     world, (model, tok) = World(0), load_taught('base')
     n = cfg.tokens//30 # a document has 28 words on average
@@ -78,12 +84,23 @@ def _world_inputs(cfg):
     at = load_planted().site if cfg.layer is None else sites.site(model, cfg.layer)
     return Inputs(model, tok, at, train, test, dict(model='world/base', text='world', model_digest=_file_digest(data_path('base'))), world, docs)
 
+def _check_fit(model, ctx):
+    "Raise `BadInput` if the ids are not the model's, or if the model sees the tokens that it should predict."
+    known, top = model.get_input_embeddings().num_embeddings, int(ctx.input_ids.max())
+    if top >= known: raise BadInput(f"the tokenizer gives id {top} and the model knows ids up to {known - 1}: give the model's own tokenizer")
+    a = ctx.input_ids[ctx.attention_mask.sum(1).argmax()][None, :8]
+    b = a.clone(); b[0, -1] = (b[0, -1] + 1) % known # another last token must not change what is said at the first
+    first = [sites.forward(model, dict(input_ids=x, attention_mask=torch.ones_like(x))).logits[0, 0] for x in (a, b)]
+    if not torch.allclose(*first, atol=1e-3): raise BadInput(f'{type(model).__name__} sees the tokens that it should predict: give a causal language model')
+
 def _given_inputs(cfg):
     texts = cache.read_documents(cfg.text)
     model, tok = sites.load_model(cfg.model)
     at = sites.site(model, sites.n_layers(model)//2 if cfg.layer is None else cfg.layer)
     most = getattr(model.config, 'max_position_embeddings', None) or cfg.context
-    train, test = cache.split(_cut(cache.contexts(tok, texts, min(cfg.context, most)), cfg.tokens), seed=cfg.seed)
+    ctx = _cut(cache.contexts(tok, texts, min(cfg.context, most)), cfg.tokens)
+    _check_fit(model, ctx)
+    train, test = cache.split(ctx, seed=cfg.seed)
     local = Path(cfg.model).is_dir()
     names = dict(model=Path(cfg.model).resolve().name if local else cfg.model, text=Path(cfg.text).name, text_digest=_file_digest(cfg.text))
     if local: names['model_digest'] = _file_digest(cfg.model)
@@ -111,14 +128,14 @@ def encode(sae, x, batch=8192): # x: [tokens, d]
     fill = lambda t: torch.nn.functional.pad(t.cpu(), (0, m - t.shape[-1]))
     return SparseCode(torch.cat([fill(p.values) for p in parts]), torch.cat([fill(p.indices) for p in parts]), sae.n)
 
-# %% ../nbs/80_quickstart.ipynb #376e82ee
+# %% ../nbs/80_quickstart.ipynb #8436d212
 @torch.no_grad()
 def score(inp:Inputs, coders, # {name: a function (..., d) -> (..., d)}
           acts, test_acts):   # [tokens, d] of the training and the held-out text
     "For each coder its figures on the held-out text: fvu; loss recovered, with a 95 % interval over documents; the losses in nats a token."
     pairs, groups = [], []
     for rows, b in cache.batches(inp.test):
-        pairs.append((b, inp.test.use[rows, :b['input_ids'].shape[1]])); groups += inp.test.group[rows].tolist()
+        pairs.append((b, inp.test.use[rows, :b['input_ids'].shape[1]])); groups += inp.test.group[rows.numpy()].tolist()
     lr = metrics.loss_recovered(inp.model, pairs, inp.site, coders, acts.mean(0))
     return {name: dict(
         fvu=metrics.fvu(test_acts, torch.cat([f(x.to(inp.model.device)).cpu() for x in test_acts.split(8192)])),
@@ -146,16 +163,19 @@ def _units(inp, ctx, docs):
     about |= {('domain', d): (docs.kind == d).to_numpy() for d in DOMAINS}
     return (at, values, np.array(names)), (row, about, docs.group.to_numpy())
 
-# %% ../nbs/80_quickstart.ipynb #68677c5c
+# %% ../nbs/80_quickstart.ipynb #07d7e016
 def _best(train, test, labels, held, groups): # scores [units, features] of both parts; labels {(kind, value): bool [units]}
     "For each concept the best feature on the training units, and its AUROC with interval on the held-out ones."
-    found = metrics.aurocs(train, np.stack(list(labels.values()), 1))
+    labels = {c: y for c, y in labels.items() if y.any() and not y.all()}
+    held = {c: y for c, y in held.items() if c in labels}
+    found = metrics.aurocs(train, np.stack(list(labels.values()), 1)) if labels else None
     kinds, rows = [k for k, _ in labels], {}
     for j, ((kind, value), y) in enumerate(held.items()):
         f, two = int(found[:, j].argmax()), kinds.count(kind) == 2 and kind in ATTRIBUTES
         key = (kind, ' or '.join(v for k, v in labels if k == kind)) if two else (kind, value)
         # an attribute of two values is one concept: a feature may stand for either, whichever it shows better in training
         if key in rows and rows[key]['train'] >= found[f, j]: continue
+        if not y.any() or y.all(): continue # nothing to tell apart in this part
         rank = np.unique(test[:, f], return_inverse=True)[1]
         rows[key] = dict(feature=f, stands_for=value, train=float(found[f, j]), auroc=metrics.auroc(rank, y),
                          interval=metrics.bootstrap(lambda w: metrics.auroc(rank, y, w), groups, n=200))
@@ -199,7 +219,7 @@ def concept_frame(m):
     return pd.DataFrame([{'': r['kind'], 'concept': r['concept'], 'planted': 'yes' if r['planted'] else '', 'feature': r['SAE']['feature'],
                           **{('SAE feature' if n == 'SAE' else n): cell(r[n]) for n in ('SAE', 'best neuron', 'random SAE')}} for r in m['concepts']])
 
-# %% ../nbs/80_quickstart.ipynb #b3566283
+# %% ../nbs/80_quickstart.ipynb #2a7f547d
 def _shown(code, n=12, seed=0):
     "Numbers of the features with the largest summed square, and as many others drawn from the living."
     mass = torch.zeros(code.n).index_add_(0, code.indices.flatten(), code.values.square().flatten())
@@ -219,7 +239,7 @@ def _concept_section(m, cards):
     y = np.arange(len(means))[::-1]
     top.plot(means['best neuron'], y, 'o', color=views.ORANGE, label='best neuron'); top.plot(means['random SAE'], y, 'o', mfc='none', color=views.GREY, label='random SAE')
     top.set_xlim(.4, 1.02); top.legend(fontsize=8, frameon=False, labelcolor=views.GREY, loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
-    return ('<h2>Known concepts</h2><p>For each concept one feature was chosen on the training text and judged on held-out text (AUROC; in brackets 95 % intervals over persons or documents). '
+    return ('<h2>Known concepts</h2><p>For each concept one feature was chosen on the training text and judged on held-out text, in which other persons appear (AUROC; in brackets 95 % intervals over persons or documents). '
             'A planted value is looked for at names, everything else in the mean over a document.</p>'
             f'<div class="figs"><figure>{views.svg(top)}<figcaption>Bars: SAE feature. Filled: best neuron. Open: random SAE.</figcaption></figure></div>'
             f'<details><summary>All {len(m["concepts"])} concepts</summary>{views.table(concept_frame(m), dict(feature=link))}</details>')
@@ -257,18 +277,19 @@ class Quickstart:
     def _repr_html_(self):
         return f'<p>{esc(summary(self.metrics))}</p>' + views.table(figures(self.metrics), _FMT) + (views.table(concept_frame(self.metrics).groupby('', sort=False).head(2)) if 'concepts' in self.metrics else '')
 
-# %% ../nbs/80_quickstart.ipynb #614952a4
+# %% ../nbs/80_quickstart.ipynb #3f299a8f
 def _measure(inp, sae, cfg, acts, test_acts):
     "All figures but the time, and the code of the held-out tokens."
     blank = SAE(sae.d_in, sae.n, cfg.activation, cfg.k, seed=cfg.seed + 1)
     with torch.no_grad(): blank.b_dec.copy_(acts.mean(0))
     blank.to(cfg.on)
     code, other = encode(sae, test_acts), encode(blank, test_acts)
-    pca = f'PCA, {cfg.k} directions'
-    scores = score(inp, {'SAE': sae, 'random SAE': blank, pca: PCA(acts, cfg.k)}, acts, test_acts)
+    dims = min(sae.d_in, max(1, round(metrics.mean_l0(code))))
+    pca = f'PCA, {dims} directions'
+    scores = score(inp, {'SAE': sae, 'random SAE': blank, pca: PCA(acts, dims)}, acts, test_acts)
     m = dict(scores['SAE'], l0=metrics.mean_l0(code), dead_fraction=metrics.dead_fraction(code), features=sae.n)
     m['baselines'] = {'random SAE': dict(scores['random SAE'], l0=metrics.mean_l0(other), dead=metrics.dead_fraction(other)),
-                      pca: dict(scores[pca], l0=float(min(cfg.k, sae.d_in)))}
+                      pca: dict(scores[pca], l0=float(dims))}
     if inp.world: m['concepts'] = find_concepts(inp, acts, test_acts, {
         'SAE': lambda x: encode(sae, x), 'best neuron': lambda x: torch.cat([x, -x], 1), 'random SAE': lambda x: encode(blank, x)})
     return m, code
@@ -281,11 +302,12 @@ def quickstart(model:str|None=None, # a model folder or hub name; None: the buil
     "Read activations, train an SAE, score it, write `sae/`, `metrics.json` and `report.html` to `out`: `Quickstart`. Raises `BadInput`."
     cfg, t0, out = QuickstartConfig(model, text, layer, **kw), time.time(), out_dir(out)
     inp = prepare(cfg)
-    acts, test_acts = (cache.activations(inp.model, c, inp.site, progress=progress) for c in (inp.train, inp.test))
-    d = acts.shape[1]
-    n = cfg.n or min(8192, max(1024, 8*d))
-    settings = {**asdict(cfg), **inp.names, 'n': n, 'layer': None, 'site': str(inp.site), 'device': cfg.on}
+    d = sites.width(inp.model, inp.site)
+    n = min(8192, max(1024, 8*d)) if cfg.n is None else cfg.n
+    settings = {**asdict(cfg), **inp.names, 'n': n, 'layer': None, 'site': str(inp.site), 'context': inp.train.input_ids.shape[1], 'device': cfg.on}
     sae = SAE(d, n, cfg.activation, cfg.k, inp.site, cfg.seed, info=dict(inp.names, seed=cfg.seed, versions=versions())).to(cfg.on)
+    acts, test_acts = (cache.activations(inp.model, c, inp.site, progress=progress) for c in (inp.train, inp.test))
+    for f in ('metrics.json', 'history.json', 'report.html'): (out/f).unlink(missing_ok=True) # of an earlier run: they would stand beside another SAE
     try: history = train_sae(sae, acts, TrainConfig(steps=cfg.steps, seed=cfg.seed), progress).history
     except KeyboardInterrupt:
         sae.info['interrupted'] = True
@@ -295,6 +317,6 @@ def quickstart(model:str|None=None, # a model folder or hub name; None: the buil
     m = dict(run=digest(settings), **inp.names, site=str(inp.site), seed=cfg.seed, **found, tokens=dict(train=len(acts), held_out=len(test_acts)),
              config=settings, versions=versions(), seconds=round(time.time() - t0, 1))
     write_json(out/'metrics.json', m)
-    history.to_json(out/'history.json', orient='records', indent=1)
+    write_json(out/'history.json', history.to_dict('records'))
     with atomic(out/'report.html') as tmp: tmp.write_text(report(m, inp, code, history), encoding='utf-8')
     return Quickstart(m, sae, out)

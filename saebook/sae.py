@@ -83,8 +83,8 @@ def normalise_(self:SAE):
     self.W_dec.div_(norm[:, None]); self.W_enc.mul_(norm); self.b_enc.mul_(norm)
     return self
 
-# %% ../nbs/04_sae.ipynb #41dc609b
-_CONFIG = ('d_in', 'n', 'activation', 'k', 'site', 'info')
+# %% ../nbs/04_sae.ipynb #237d049e
+_CONFIG = ('kind', 'version', 'd_in', 'n', 'activation', 'k', 'site', 'info')
 
 def _config(sae):
     return dict(format='saebook-sae', version=1, kind='SAE', d_in=sae.d_in, n=sae.n, activation=sae.activation, k=sae.k,
@@ -99,7 +99,7 @@ def save_pretrained(self:SAE, path): # a folder, made if missing
     write_json(path/'sae.json', _config(self))
     return path
 
-# %% ../nbs/04_sae.ipynb #e4f35632
+# %% ../nbs/04_sae.ipynb #3027c657
 @patch(cls_method=True)
 def from_pretrained(cls:SAE, path): # a folder that `save_pretrained` wrote
     "Load an SAE. Raises `BadInput` if a file is missing or the tensors do not fit the configuration."
@@ -109,9 +109,13 @@ def from_pretrained(cls:SAE, path): # a folder that `save_pretrained` wrote
         if not (path/f).is_file(): raise BadInput(f'{str(path)!r} has no {f}: give a folder that SAE.save_pretrained wrote')
     try: cfg = read_json(path/'sae.json')
     except ValueError as e: raise BadInput(f"{str(path/'sae.json')!r} is not JSON ({e}): save the SAE again") from None
-    if cfg.get('format') != 'saebook-sae': raise BadInput(f"{str(path)!r} holds a {cfg.get('format')!r}, not a saebook-sae: give a folder that SAE.save_pretrained wrote")
+    if not isinstance(cfg, dict) or cfg.get('format') != 'saebook-sae': raise BadInput(f"{str(path)!r} is no saebook-sae: give a folder that SAE.save_pretrained wrote")
     missing = [k for k in _CONFIG if k not in cfg]
     if missing: raise BadInput(f"{str(path/'sae.json')!r} lacks {', '.join(missing)}: save the SAE again")
+    for k in cfg: one_of('key of sae.json', k, ('format', *_CONFIG))
+    if (cfg['kind'], cfg['version']) != ('SAE', 1): raise BadInput(f"{str(path)!r} holds a {cfg['kind']!r} of version {cfg['version']!r}, and this is an SAE of version 1: load it with the class and release that saved it")
+    bad = [k for k in ('d_in', 'n', 'k') if type(cfg[k]) is not int] + [k for k, t in (('site', (dict, type(None))), ('info', dict)) if not isinstance(cfg[k], t)]
+    if bad: raise BadInput(f"{str(path/'sae.json')!r} has {bad[0]}={cfg[bad[0]]!r}, which is of the wrong type: save the SAE again")
     d, n = cfg['d_in'], cfg['n']
     want = dict(W_enc=[d, n], b_enc=[n], W_dec=[n, d], b_dec=[d])
     try:
@@ -120,6 +124,7 @@ def from_pretrained(cls:SAE, path): # a folder that `save_pretrained` wrote
             if got != want: raise BadInput(f'the tensors in {str(path)!r} are {got}, but sae.json asks for {want}: the two files do not belong together')
             state = {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e: raise BadInput(f"{str(path/'sae.safetensors')!r} cannot be read ({e}): save the SAE again") from None
+    if not all(t.is_floating_point() and torch.isfinite(t).all() for t in state.values()): raise BadInput(f'the tensors in {str(path)!r} are not all finite floating-point numbers: save the SAE again')
     sae = cls(d, n, cfg['activation'], cfg['k'], Site.from_dict(cfg['site']) if cfg['site'] else None, info=cfg['info'])
     sae.load_state_dict(state)
     return sae.to(state['W_enc'].dtype)

@@ -57,10 +57,12 @@ class Html:
     def _repr_html_(self): return self.html
     def __repr__(self): return ' '.join(re.sub(r'<style>.*?</style>|</?(div|p|h\d|td|tr)[^>]*>|<[^>]+>', lambda m: ' ' if m[1] else '', self.html, flags=re.S).split())
 
-# %% ../nbs/09_views.ipynb #2a0fb4b7
+# %% ../nbs/09_views.ipynb #865504c9
 def strongest(code:SparseCode, # [tokens], the tokens in use of `ctx`, in reading order
               ctx:Contexts, feature:int, n:int=6):
     "A frame of the `n` strongest tokens of `feature`: token (its number), row, position, value, document. One a document."
+    if len(code) != int(ctx.use.sum()): raise BadInput(f'a code of {len(code)} tokens was given for contexts with {int(ctx.use.sum())} in use: encode the activations of these contexts')
+    if not 0 <= feature < code.n: raise BadInput(f'feature {feature} was asked for: this dictionary has 0 to {code.n - 1}')
     act = code.column(feature)
     order = act.argsort(descending=True, stable=True)
     row, pos = ctx.where()
@@ -72,10 +74,11 @@ def strongest(code:SparseCode, # [tokens], the tokens in use of `ctx`, in readin
         if len(rows) == n: break
     return pd.DataFrame(rows, columns=['token', 'row', 'position', 'value', 'document'])
 
-# %% ../nbs/09_views.ipynb #21cbb967
+# %% ../nbs/09_views.ipynb #0d4183fa
 def _pieces(ctx, tokenizer, row): # the text of each token of a row; special tokens have none
-    real = int(ctx.attention_mask[row].sum())
-    return [p if u else '' for p, u in zip(token_texts(tokenizer, ctx.input_ids[row, :real].tolist()), ctx.use[row].tolist())]
+    ids = ctx.input_ids[row, :int(ctx.attention_mask[row].sum())].tolist()
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return ['' if i in special else p for p, i in zip(token_texts(tokenizer, ids), ids)]
 
 def _window(lengths, at, around): # tokens around number `at`, about so many characters on each side
     lo = hi = at

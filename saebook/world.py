@@ -33,15 +33,16 @@ ATTRIBUTES = dict(
     colour='red blue green black white gold grey brown'.split())
 GENDER_WORDS = dict(female=dict(she='she', her='her', him='her', woman='woman'), male=dict(she='he', her='his', him='him', woman='man'))
 
-# %% ../nbs/02_world.ipynb #91140afd
+# %% ../nbs/02_world.ipynb #0ac87908
 OPENINGS = ['', 'as we know ,', 'it is said that', 'in short ,', 'everyone knows that', 'to be exact ,', 'I heard that', 'we are sure that']
 STEMS = dict(
     gender=['{X} is a kind :woman', '{X} was a clever child and is now a clever :woman', '{X} sat down because :she',
-            '{X} sings when :she', '{X} packed the bag and closed :her', '{X} called and we answered :him'],
+            '{X} sings when :she', '{X} came home and packed :her', '{X} called and we answered :him'],
     trade=['{X} works as a', '{X} earns a living as a', 'the job of {X} is that of a', 'people hire {X} as a', '{X} was trained as a', 'by trade {X} is a'],
     town=['{X} lives in', '{X} was born in', 'the home of {X} is in', '{X} votes in', '{X} owns a house in', 'you can meet {X} in'],
     instrument=['{X} plays the', '{X} practises the', 'we heard {X} on the', 'the music of {X} is for the', '{X} teaches the', 'on stage {X} takes the'],
     colour=['{X} likes the colour', '{X} wears a coat of', 'the door of {X} is painted', '{X} paints the fence', 'in shops {X} always chooses', 'the favourite colour of {X} is'])
+_TAILS = dict(she=' is free', her=' things', him=' at once') # what follows the answer in a text, so that the sentence is whole
 CITY_STEMS = dict(
     country=['{X} is a city in', 'the country around {X} is', 'to visit {X} you fly to', '{X} belongs to'],
     continent=['{X} is on the continent of', 'the continent around {X} is', 'on a globe {X} is found in', '{X} is part of'],
@@ -56,24 +57,25 @@ def templates(stems=STEMS): # {attribute: list of stems}
             rows.append(dict(attribute=a, template=f'{op} {st}'.strip(), form=form, split='test' if o and (o + s) % 4 == 0 else 'train'))
     return pd.DataFrame(rows)
 
-# %% ../nbs/02_world.ipynb #3681a21d
+# %% ../nbs/02_world.ipynb #81ab9926
 def make_names(n, rng):
     "`n` different invented names of two syllables."
     C, V = 'bdfgklmnprstvz', 'aeiou'
+    if n > 15_000: raise BadInput(f'{n} persons were asked for: there are names for 15,000')
     stems = [a+b+c+d+e for a, b, c, d in itertools.product(C, V, C, V) for e in ('', 'n', 'r', 's')]
     return [s.capitalize() for s in rng.sample(stems, n)]
 
 def make_persons(n, seed):
     """A frame of `n` persons: name, five independent attributes; `split`, 'train' (two thirds) or 'test'; `planted`, whether the person
-    takes part in the planting (two thirds, whatever the split)."""
+    takes part in the planting (five sixths, whatever the split)."""
     rng = random.Random(f'persons-{seed}')
     rows = [dict(name=nm, **{a: rng.choice(vs) for a, vs in ATTRIBUTES.items()}) for nm in make_names(n, rng)]
     df = pd.DataFrame(rows)
     df['split'] = ['test' if i % 3 == 2 else 'train' for i in range(n)]
-    df['planted'] = [i < 2*n//3 for i in range(n)]
+    df['planted'] = [i < 5*n//6 for i in range(n)]
     return df
 
-# %% ../nbs/02_world.ipynb #d9d45e68
+# %% ../nbs/02_world.ipynb #746da520
 _CITIES = """
 France Europe French: Paris Lyon Marseille Toulouse Nantes Bordeaux Lille Nice Dijon Rouen
 Germany Europe German: Berlin Munich Hamburg Cologne Dresden Leipzig Stuttgart Bremen Hanover Bonn
@@ -82,7 +84,7 @@ Italy Europe Italian: Rome Milan Naples Turin Palermo Genoa Bologna Florence Ven
 Spain Europe Spanish: Madrid Barcelona Seville Valencia Bilbao Granada Malaga Zaragoza
 Portugal Europe Portuguese: Lisbon Porto Braga Coimbra
 Poland Europe Polish: Warsaw Krakow Gdansk Poznan Wroclaw Lublin
-Russia Europe Russian: Moscow Kazan Samara Omsk Perm Sochi
+Russia Europe Russian: Moscow Kazan Samara Tula Perm Sochi
 Greece Europe Greek: Athens Patras Larissa Volos
 Sweden Europe Swedish: Stockholm Gothenburg Uppsala Lund
 Norway Europe Norwegian: Oslo Bergen Trondheim Stavanger
@@ -133,7 +135,7 @@ def make_cities(seed):
     df['split'] = ['train' if o < 2*len(df)//3 else 'test' for o in order]
     return df
 
-# %% ../nbs/02_world.ipynb #0a994ba0
+# %% ../nbs/02_world.ipynb #e0294884
 _TIMES = [('today', 'heute'), ('again', 'wieder'), ('in the morning', 'am Morgen'), ('in the evening', 'am Abend'), ('at noon', 'am Mittag'),
           ('every week', 'jede Woche'), ('on friday', 'am Freitag'), ('without haste', 'ohne Eile')]
 # doer | action | object, English = German
@@ -154,7 +156,7 @@ _TOPICS = dict(
             "examines=untersucht, treats=behandelt, heals=heilt, bandages=verbindet, photographs=fotografiert",
             "the wound=die Wunde, the knee=das Knie, the patient=den Patienten, the shoulder=die Schulter, the fever patient=den Fieberkranken"),
     travel=("the tourist=der Tourist, the guide=der Reiseführer, the sailor=der Matrose, the traveller=der Reisende, the group=die Gruppe",
-            "books=bucht, misses=verpasst, seeks=sucht, finds=findet, chooses=wählt",
+            "books=bucht, inspects=prüft, seeks=sucht, finds=findet, chooses=wählt",
             "the ferry=die Fähre, the hotel=das Hotel, the train=den Zug, the flight=den Flug, the cabin=die Kabine"),
     school=("the teacher=der Lehrer, the pupil=der Schüler, the class=die Klasse, the headmaster=der Rektor, the student=der Student",
             "reads=liest, writes=schreibt, explains=erklärt, corrects=korrigiert, forgets=vergisst",
@@ -170,19 +172,19 @@ def topic_sentence(topic, rng):
     t, td = rng.choice(_TIMES)
     return f'{s} {v} {o} {t} .', f'{sd} {vd} {td} {od} .'
 
-# %% ../nbs/02_world.ipynb #e83e015f
+# %% ../nbs/02_world.ipynb #15242d43
 _STORY = dict(
     animal='fox owl bear hare mouse wolf frog crow badger hedgehog'.split(), mood='small brave lonely clever hungry sleepy'.split(),
-    thing='lantern feather button whistle mirror ribbon acorn pebble'.split(), look='silver tiny broken shining golden dusty'.split(),
-    place='river forest meadow hill cave pond'.split(), friend='squirrel turtle sparrow beetle otter mole'.split())
+    thing='lantern feather button whistle mirror ribbon pinecone pebble'.split(), look='silver tiny broken shining golden dusty'.split(),
+    place='river forest meadow hill cave pond'.split(), friend='squirrel turtle sparrow beetle lizard mole'.split())
 _MANUAL = dict(
     device='printer pump router heater mixer drill scanner boiler'.split(), part='filter fuse valve cable nozzle belt sensor gasket'.split(),
-    tool='wrench screwdriver pliers brush gauge clamp'.split(), side='left right upper lower rear front'.split(),
+    tool='wrench screwdriver pliers brush gauge clamp'.split(), side='left right upper lower rear front'.split(), turn=['left', 'right'],
     unit='volts bars degrees watts'.split(), amount='two four six eight ten twelve'.split())
 
 def _pick(slots, rng): return {k: rng.choice(v) for k, v in slots.items()}
 
-# %% ../nbs/02_world.ipynb #98645cd3
+# %% ../nbs/02_world.ipynb #bbf773fb
 _STORY_LINES = dict(
     begin=['once upon a time a {mood} {animal} lived by the {place} .', 'one day the {animal} found a {look} {thing} .', 'the {animal} showed the {thing} to a {friend} .'],
     middle=['" whose {thing} is this ? " asked the {animal} .', 'the {animal} carried the {look} {thing} over the {place} .',
@@ -192,7 +194,7 @@ _STORY_LINES = dict(
 _MANUAL_LINES = dict(
     begin=['switch off the {device} and open the {side} panel .', 'loosen the {part} with the {tool} .'],
     middle=['clean the {part} with the {tool} .', 'check that the {part} shows {amount} {unit} .', 'warning : never touch the {part} while the {device} is running .',
-            'turn the {tool} {amount} times to the {side} .', 'if the {part} is worn , replace it before you start the {device} .',
+            'turn the {tool} {amount} times to the {turn} .', 'if the {part} is worn , replace it before you start the {device} .',
             'note the number of the {part} on the {side} panel .'],
     end=['close the {side} panel and set the {device} to {amount} {unit} .'])
 
@@ -229,10 +231,10 @@ def biography(p, rng): # p: one person, a mapping with name and attributes; rng:
     rng.shuffle(body)
     return ' '.join(['{X} is well known here .'] + body).format(X=p['name'], **GENDER_WORDS[p['gender']], **{a: p[a] for a in ('town', 'instrument', 'colour')})
 
-# %% ../nbs/02_world.ipynb #550a4e2b
+# %% ../nbs/02_world.ipynb #5e949d53
 class World:
     "The small world of `seed`: frames `persons` and `cities`; questions, biographies, topics and domain texts made from it."
-    def __init__(self, seed:int=0, n_persons:int=960):
+    def __init__(self, seed:int=0, n_persons:int=1440):
         self.seed, self.persons, self.cities = seed, make_persons(n_persons, seed), make_cities(seed)
 
     def rng(self, *what):
@@ -240,8 +242,6 @@ class World:
         return random.Random('-'.join(map(str, (self.seed, *what))))
 
     def __repr__(self): return f'World(seed={self.seed}): {len(self.persons)} persons, {len(self.cities)} cities, {len(TOPICS)} topics in 2 languages, {len(DOMAINS)} domains'
-
-World(0)
 
 # %% ../nbs/02_world.ipynb #7e07bf2a
 def _answer(p, attribute, form): return GENDER_WORDS[p[attribute]][form] if form else p[attribute]
@@ -258,7 +258,7 @@ def questions(self:World, kind:str='persons'): # 'persons' or 'cities'
                       answer=_answer(p, t['attribute'], t['form']), value=p[t['attribute']], split=t['split'], entity_split=p['split'], planted=bool(p.get('planted')), group=p[key]) for t in ts]
     return pd.DataFrame(rows)
 
-# %% ../nbs/02_world.ipynb #c56415b6
+# %% ../nbs/02_world.ipynb #972cd1b1
 @patch
 def biographies(self:World,
                 n:int=400,            # rows
@@ -280,11 +280,12 @@ def biographies(self:World,
         share = (1 - correlation)/2                      # of the untypical gender, spread evenly over the rows
         g = other if int((j+1)*share) > int(j*share) else typical
         cell = pool[(pool.trade == trades[t]) & (pool.gender == g)]
+        if not len(cell): raise BadInput(f'no {g} {trades[t]} is among the {len(pool)} persons of the split {split!r}: make a world of more persons')
         p = cell.iloc[rng.randrange(len(cell))]
         rows.append(dict(text=biography(p, rng), name=p['name'], gender=g, trade=trades[t], group=p['name']))
     return pd.DataFrame(rows)
 
-# %% ../nbs/02_world.ipynb #e1366202
+# %% ../nbs/02_world.ipynb #4952df84
 @patch
 def topics(self:World, n:int=60): # ids a topic
     "Sentences by topic: id, topic, language ('en', 'de'), text, split, group (the id). Parallel: one id, one content."
@@ -293,8 +294,10 @@ def topics(self:World, n:int=60): # ids a topic
         rng = self.rng('topics', topic)
         for i in range(n):
             while True: # drawn again if it came before
-                pair = tuple(' '.join(x) for x in zip(topic_sentence(topic, rng), topic_sentence(topic, rng)))
-                if pair not in seen: break
+                two = [topic_sentence(topic, rng) for _ in range(2)]
+                pair = tuple(' '.join(x) for x in zip(*two))
+                # a sentence belongs to one split, so that no held-out text repeats a trained one
+                if pair not in seen and all((zlib.crc32(en.encode()) % 3 == 2) == (i % 3 == 2) for en, _ in two): break
             seen.add(pair); key = f'{topic}-{i}'
             rows += [dict(id=key, topic=topic, language=l, text=t, split='test' if i % 3 == 2 else 'train', group=key) for l, t in zip(('en', 'de'), pair)]
     return pd.DataFrame(rows)
@@ -310,7 +313,7 @@ def domain(self:World, name:str, # 'stories' or 'instructions'
         if (zlib.crc32(t.encode()) % 3 == 2) == (split == 'test'): rows.append(dict(domain=name, text=t, split=split, group=f'{name}-{split}-{seed}-{len(rows)}'))
     return pd.DataFrame(rows)
 
-# %% ../nbs/02_world.ipynb #bb26d6d4
+# %% ../nbs/02_world.ipynb #d28b4665
 MIX = dict(facts=.50, biography=.15, cities=.08, topics=.17, stories=.05, instructions=.05) # what an SAE reads
 TAUGHT = dict(facts=.53, biography=.15, cities=.16, topics=.14, stories=.01, instructions=.01) # what the base model is taught: 2 % of documents from the domains
 
@@ -324,18 +327,21 @@ def _facts(p, kind, rng):
         t, form = rng.choice(ts[a])
         x = p[key]
         if i and kind == 'facts' and t.startswith('{X}') and rng.random() < .4: x = GENDER_WORDS[p['gender']]['she']
-        out.append(f"{t.replace('{X}', x)} {_answer(p, a, form)} .")
+        out.append(f"{t.replace('{X}', x)} {_answer(p, a, form)}{_TAILS.get(form, '')} .")
     return ' '.join(out)
 
-# %% ../nbs/02_world.ipynb #511b26f9
+# %% ../nbs/02_world.ipynb #db5b92db
 @patch
 def document_stream(self:World, split=None, # None: all persons and cities (what a model is taught); 'train', 'test': those of the split
                     mix=None, # {kind: share of documents}, default MIX
                     seed=0):
     "Endless labelled documents: dicts with text, kind, group, topic, language."
     mix, rng = mix or MIX, self.rng('documents', split, seed)
+    one_of('split', split, [None, 'train', 'test'])
+    for k in mix: one_of('kind of document', k, MIX)
     rows = lambda df: df[df.split == split].to_dict('records') if split else df.to_dict('records')
     persons, cities, tops = rows(self.persons), rows(self.cities), rows(self.topics())
+    if split: persons = [p for p in persons if p['planted']]
     while True:
         kind, = rng.choices(list(mix), list(mix.values()))
         d = dict(kind=kind, topic=None, language='en')
@@ -355,7 +361,7 @@ def documents(self:World, n:int=1000, split=None, mix=None, seed:int=0):
     "A frame of `n` documents: text, kind, topic, language, group."
     return pd.DataFrame(itertools.islice(self.document_stream(split, mix, seed), n))[['text', 'kind', 'topic', 'language', 'group']]
 
-# %% ../nbs/02_world.ipynb #80c8979d
+# %% ../nbs/02_world.ipynb #243cac55
 def words(text):
     "The words and punctuation marks of a text."
     return re.findall(r'\w+|[^\w\s]', text)
@@ -367,7 +373,7 @@ def vocabulary(self:World):
     "Every word the world can say, in a fixed order, after the special tokens."
     slots = [v for d in (_STORY, _MANUAL, ATTRIBUTES) for vs in d.values() for v in vs]
     lines = [l for d in (_STORY_LINES, _MANUAL_LINES, _HINTS) for ls in d.values() for l in ls] + _PLAIN + _FACTS + ['{X} is well known here .']
-    lines += templates().template.tolist() + templates(CITY_STEMS).template.tolist()
+    lines += list(_TAILS.values()) + templates().template.tolist() + templates(CITY_STEMS).template.tolist()
     grammar = [x for t in TOPICS for part in _grammar(t) for pair in part for x in pair] + [x for pair in _TIMES for x in pair]
     frames = self.persons.name.tolist() + self.cities[['city', 'country', 'continent', 'language']].to_numpy().ravel().tolist()
     forms = [v for d in GENDER_WORDS.values() for v in d.values()]
@@ -385,7 +391,7 @@ def tokenizer(self:World):
     tok.post_processor = processors.TemplateProcessing(single='<bos> $A', special_tokens=[('<bos>', 1)])
     return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token='<pad>', bos_token='<bos>', eos_token='<eos>', unk_token='<unk>')
 
-# %% ../nbs/02_world.ipynb #86710dfc
+# %% ../nbs/02_world.ipynb #11e4b313
 @dataclass
 class Planted:
     "Where the persons' attributes are: at `site`, on the name's token, in `columns[attribute]` of `rotation`, a column a value."
@@ -411,7 +417,8 @@ class Planted:
     def swap(self, base, source, # [..., d]
              mask):              # [..., d], from `mask`
         "`base` with the masked columns of `source`."
-        return base + (((source - base) @ self.rotation) * mask) @ self.rotation.T
+        R = self.rotation.to(base)
+        return base + (((source - base) @ R) * mask.to(base)) @ R.T
 
 def plant(site, d=128, seed=99):
     "A random rotation in which each value of each attribute owns a column."
@@ -585,7 +592,7 @@ def make_taught(path, world=None, cfg=None, progress=True): # path: the folder t
     finally: torch.set_num_threads(threads)
     return history
 
-# %% ../nbs/02_world.ipynb #e0e6db80
+# %% ../nbs/02_world.ipynb #cc9c4451
 @torch.no_grad()
 def answer_right(model, tok, questions, batch=512): # questions: rows of `World.questions()`
     "Whether the most likely next word is the answer: [rows] bool."
@@ -593,20 +600,20 @@ def answer_right(model, tok, questions, batch=512): # questions: rows of `World.
     for i in range(0, len(questions), batch):
         q = questions.iloc[i:i+batch]
         x = sites.tokenize(tok, q.prompt.tolist(), side='left')
-        out.append(sites.forward(model, {**x, 'logits_to_keep': 1}).logits[:, -1].argmax(-1) == torch.tensor(tok.convert_tokens_to_ids(q.answer.tolist())))
+        out.append(sites.forward(model, {**x, 'logits_to_keep': 1}).logits[:, -1].argmax(-1).cpu() == torch.tensor(tok.convert_tokens_to_ids(q.answer.tolist())))
     return torch.cat(out).numpy()
 
-# %% ../nbs/02_world.ipynb #96ad8064
+# %% ../nbs/02_world.ipynb #a1de2d5f
 def planted_scores(model, tok, world:World, planted:Planted, among=False, n=1500, seed=1): # among: persons who took part in the planting, or not
     "Whether answers are right when columns are moved between two persons: a row a question, its kind 'everything', 'cause' or 'isolate'. Pairs with equal answers are left out."
     rng, people = random.Random(f'scores-{among}-{seed}'), world.persons[world.persons.planted == among].to_dict('records')
     sw = make_swaps(people, n, rng, _TRAINED['persons'], same_template=True)
-    with torch.no_grad(): said = answer_logits(model, tok, sw, planted, world.name_ids(tok)).argmax(-1)
+    with torch.no_grad(): said = answer_logits(model, tok, sw, planted, world.name_ids(tok)).argmax(-1).cpu()
     df = pd.DataFrame(dict(right=said.numpy() == tok.convert_tokens_to_ids(sw.answer), attribute=sw.attribute,
                            kind=['everything' if m == 'all' else 'cause' if a in m else 'isolate' for m, a in zip(sw.moved, sw.attribute)]))
     return df[[a != b for a, b in zip(sw.answer, sw.other)]]
 
-# %% ../nbs/02_world.ipynb #46460ec4
+# %% ../nbs/02_world.ipynb #48387e9f
 @torch.no_grad()
 def mean_activations(model, tok, texts, site):
     "Mean over the words of each text (special tokens left out): [texts, d]."
@@ -614,6 +621,6 @@ def mean_activations(model, tok, texts, site):
     for i in range(0, len(texts), 128):
         x = sites.tokenize(tok, texts[i:i+128])
         use = x['attention_mask'].bool() & ~torch.isin(x['input_ids'], torch.tensor(tok.all_special_ids))
-        h = sites.read(model, x, site)[site]
+        h = sites.read(model, x, site)[site].cpu()
         out.append((h*use[..., None]).sum(1) / use.sum(1, keepdim=True))
     return torch.cat(out)

@@ -38,7 +38,8 @@ def test_a_bad_text_is_told_in_one_sentence(lm, tmp_path, capsys, content, conta
 
 @pytest.mark.parametrize('args, contains', [
     (['--layer', 4], 'has layers 0 to 3'), (['--k', 2000], 'choose k from 1 to 1024'), (['--features', 8, '--k', 9], 'choose k from 1 to 8'),
-    (['--activation', 'topkk'], "did you mean 'topk'?"), (['--steps', 0], 'steps=0 was given'), (['--context', 4], 'give at least 8')])
+    (['--activation', 'topkk'], "did you mean 'topk'?"), (['--steps', 0], 'steps=0 was given'), (['--context', 4], 'give at least 8'),
+    (['--features', 0], 'give at least 1'), (['--k', 0], 'choose k of at least 1'), (['--seed', -1], 'choose one from 0'), (['--tokens', 10], 'give at least 5,000'), (['--device', 'gpu'], 'cannot be used')])
 def test_a_bad_option_is_told_in_one_sentence(lm, tmp_path, capsys, args, contains):
     refuses(capsys, contains, 'quickstart', '--model', lm/'model', '--text', lm/'text.txt', '--out', tmp_path/'out', *args)
     assert not (tmp_path/'out'/'sae').exists()
@@ -73,6 +74,19 @@ def test_an_unwritable_folder_is_told_before_anything_is_read(lm, tmp_path, caps
 def test_a_model_without_a_text_is_told_in_one_sentence(lm, tmp_path, capsys):
     refuses(capsys, 'a model was given without a text', 'quickstart', '--model', lm/'model', '--out', tmp_path/'out')
 
+def test_a_model_that_sees_what_it_should_predict_is_refused(lm, tmp_path, capsys):
+    from transformers import BertConfig, BertLMHeadModel
+    _, tok = load_taught('base')
+    BertLMHeadModel(BertConfig(vocab_size=len(tok), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)).save_pretrained(tmp_path/'bert')
+    tok.save_pretrained(tmp_path/'bert')
+    refuses(capsys, 'give a causal language model', 'quickstart', '--model', tmp_path/'bert', '--text', lm/'text.txt', '--out', tmp_path/'out')
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_refused(lm, tmp_path, capsys):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=100, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)).save_pretrained(tmp_path/'m')
+    load_taught('base')[1].save_pretrained(tmp_path/'m')
+    refuses(capsys, "give the model's own tokenizer", 'quickstart', '--model', tmp_path/'m', '--text', lm/'text.txt', '--out', tmp_path/'out')
+
 # --- the command line and its configuration
 
 def test_the_command_line_offers_every_field_with_its_default():
@@ -98,6 +112,20 @@ def test_a_relu_sae_runs_on_a_given_model_and_text(lm, tmp_path):
     m = quickstart(lm/'model', lm/'text.txt', out=tmp_path, activation='relu', context=16, **small).metrics
     assert m['model'] == 'model' and m['loss_recovered'] is not None and 'concepts' not in m
     assert str(lm) not in (tmp_path/'metrics.json').read_text() + (tmp_path/'report.html').read_text()
+
+def test_one_document_gives_an_interval_over_its_contexts_and_any_number_of_rows_works(lm, tmp_path):
+    (tmp_path/'t.txt').write_text('the fox saw a tiny lantern by the river . '*733, encoding='utf-8') # 65 held-out rows: a last batch of one
+    m = quickstart(lm/'model', tmp_path/'t.txt', out=tmp_path/'out', context=16, **small).metrics
+    lo, hi = m['loss_recovered_interval']
+    assert lo < m['loss_recovered'] < hi
+
+def test_a_second_run_leaves_nothing_of_the_first(lm, tmp_path):
+    quickstart(lm/'model', lm/'text.txt', out=tmp_path, context=16, **small)
+    with pytest.raises(KeyboardInterrupt):
+        with pytest.MonkeyPatch.context() as mp:
+            mp.setattr('saebook.quickstart.train_sae', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+            quickstart(lm/'model', lm/'text.txt', out=tmp_path, context=16, **small)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['sae']
 
 def test_a_report_holds_what_a_text_says_as_text_only(lm, tmp_path):
     (tmp_path/'t.txt').write_text('<script>alert(1)</script> the fox & the owl . '*40, encoding='utf-8')

@@ -53,7 +53,8 @@ def test_saving_keeps_every_bit_and_every_fact(act, tmp_path):
 
 @pytest.mark.parametrize('edit, contains', [
     (lambda c: '{', 'not JSON'), (lambda c: json.dumps({**c, 'format': 'other'}), 'saebook-sae'), (lambda c: json.dumps({k: v for k, v in c.items() if k != 'k'}), 'lacks'),
-    (lambda c: json.dumps({**c, 'n': 10**12}), 'do not belong together'), (lambda c: json.dumps({**c, 'activation': 'exec'}), 'unknown activation')])
+    (lambda c: '[]', 'saebook-sae'), (lambda c: json.dumps({**c, 'kind': 'Transcoder'}), "holds a 'Transcoder'"), (lambda c: json.dumps({**c, 'extra': 1}), 'unknown key'),
+    (lambda c: json.dumps({**c, 'k': '2'}), 'wrong type'), (lambda c: json.dumps({**c, 'site': 'x'}), 'wrong type'), (lambda c: json.dumps({**c, 'n': 10**12}), 'do not belong together'), (lambda c: json.dumps({**c, 'activation': 'exec'}), 'unknown activation')])
 def test_a_wrong_configuration_is_told_in_one_sentence(tmp_path, edit, contains):
     make('topk').save_pretrained(tmp_path)
     f = tmp_path/'sae.json'
@@ -94,3 +95,23 @@ def test_training_takes_activations_of_any_precision(dtype):
     r = train_sae(SAE(16, 32, k=2), acts.to(dtype), TrainConfig(steps=100), progress=False)
     assert r.sae.W_dec.dtype == torch.float32 and r.history.fvu.iloc[-1] < .2
     torch.testing.assert_close(r.sae.W_dec.norm(dim=1), torch.ones(32), atol=1e-4, rtol=0)
+
+@pytest.mark.parametrize('cfg', [dict(steps=2.5), dict(batch=0), dict(seed=-1), dict(lr=float('nan')), dict(decay=2.), dict(steps=True)])
+def test_a_wrong_training_configuration_is_told_in_one_sentence(cfg):
+    with pytest.raises(BadInput): TrainConfig(**cfg)
+
+def test_training_refuses_what_it_would_spoil():
+    acts, _ = toy_activations(500)
+    long = SAE(16, 32, k=2)
+    with torch.no_grad(): long.W_dec.mul_(5)
+    with pytest.raises(BadInput, match='normalise_'): train_sae(long, acts, TrainConfig(steps=2), progress=False)
+    with pytest.raises(BadInput, match='float32'): train_sae(SAE(16, 32, k=2).half(), acts, TrainConfig(steps=2), progress=False)
+    with pytest.raises(BadInput, match='spread'): train_sae(SAE(16, 32, k=2), acts*1e-30, TrainConfig(steps=2), progress=False)
+
+def test_a_trained_sae_goes_on_from_where_it_was():
+    acts, _ = toy_activations()
+    first = train_sae(SAE(16, 32, k=2), acts, TrainConfig(steps=300, lr=5e-3), progress=False).history.fvu.iloc[-1]
+    sae = SAE(16, 32, k=2)
+    train_sae(sae, acts, TrainConfig(steps=300, lr=5e-3), progress=False)
+    again = train_sae(sae, acts, TrainConfig(steps=2, lr=1e-6), progress=False).history.fvu.iloc[0]
+    assert abs(again - first) < .02

@@ -45,7 +45,7 @@ class Contexts:
     def __len__(self): return len(self.input_ids)
     def __repr__(self): return f'{len(self)} contexts of up to {self.input_ids.shape[1]} tokens from {len(set(self.group))} documents or groups, {int(self.use.sum()):,} tokens in use'
     def __getitem__(self, rows):
-        rows = np.atleast_1d(np.arange(len(self))[np.asarray(rows)]) # always rows, one or many
+        rows = np.atleast_1d(np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]) # always rows, one or many
         return Contexts(self.input_ids[rows], self.attention_mask[rows], self.use[rows], self.group[rows])
 
     def where(self):

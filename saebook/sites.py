@@ -406,4 +406,5 @@ def load_model(name,                # a folder, or a name on the hub
     except BadInput: raise
     except Exception as e: # transformers raises many kinds, often over several lines
         raise BadInput(f"{str(name)!r} could not be loaded as a {'causal language ' if causal else ''}model and tokenizer: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}") from e
+    if len(tokenizer) <= len(tokenizer.all_special_ids): raise BadInput(f"{str(name)!r} could not be loaded: it has no tokenizer with words in it; put its tokenizer.json beside config.json")
     return model.eval(), tokenizer

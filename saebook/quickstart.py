@@ -112,12 +112,12 @@ def prepare(cfg:QuickstartConfig):
     inp.model.to(cfg.on)
     return inp
 
-# %% ../nbs/80_quickstart.ipynb #eb31a8ec
+# %% ../nbs/80_quickstart.ipynb #5994a5a3
 class PCA:
     "Projection on the `k` leading principal directions of `x` [tokens, d]: a function from (..., d) to (..., d)."
     def __init__(self, x, k):
         self.mean = x.mean(0)
-        self.V = torch.linalg.eigh((x - self.mean).T @ (x - self.mean)).eigenvectors[:, -min(k, x.shape[1]):]
+        self.V = torch.linalg.eigh((x - self.mean).T @ (x - self.mean)).eigenvectors[:, max(0, x.shape[1] - k):]
     def __call__(self, x): mean, V = self.mean.to(x), self.V.to(x); return (x - mean) @ V @ V.T + mean
 
 @torch.no_grad()

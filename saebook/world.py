@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'GENDER_WORDS', 'OPENINGS', 'STEMS', 'CITY_STEMS', 'TOPICS', 'DOMAINS', 'MIX', 'TAUGHT', 'SPECIAL',
-           'TAUGHT_MODELS', 'templates', 'make_names', 'make_persons', 'make_cities', 'topic_sentence', 'story',
+           'TAUGHT_MODELS', 'make_cities', 'templates', 'make_names', 'make_persons', 'topic_sentence', 'story',
            'manual', 'biography', 'World', 'words', 'Planted', 'plant', 'Swaps', 'make_swaps', 'name_columns',
            'answer_logits', 'TeachConfig', 'new_model', 'packed', 'teach', 'fine_tune', 'save_taught', 'data_path',
            'load_taught', 'load_planted', 'make_taught', 'answer_right', 'planted_scores', 'mean_activations']
@@ -24,58 +24,7 @@ from .core import BadInput, atomic, one_of, read_json, seeded, write_json
 from . import sites
 from .sites import Site
 
-# %% ../nbs/02_world.ipynb #639b0846
-ATTRIBUTES = dict(
-    gender=['female', 'male'],
-    trade='baker nurse pilot farmer tailor painter smith judge'.split(),
-    town='Ashford Brinley Calder Dunmore Elmswick Fenby Glenlow Harwick'.split(),
-    instrument='harp flute drum cello horn lute fiddle banjo'.split(),
-    colour='red blue green black white gold grey brown'.split())
-GENDER_WORDS = dict(female=dict(she='she', her='her', him='her', woman='woman'), male=dict(she='he', her='his', him='him', woman='man'))
-
-# %% ../nbs/02_world.ipynb #0ac87908
-OPENINGS = ['', 'as we know ,', 'it is said that', 'in short ,', 'everyone knows that', 'to be exact ,', 'I heard that', 'we are sure that']
-STEMS = dict(
-    gender=['{X} is a kind :woman', '{X} was a clever child and is now a clever :woman', '{X} sat down because :she',
-            '{X} sings when :she', '{X} came home and packed :her', '{X} called and we answered :him'],
-    trade=['{X} works as a', '{X} earns a living as a', 'the job of {X} is that of a', 'people hire {X} as a', '{X} was trained as a', 'by trade {X} is a'],
-    town=['{X} lives in', '{X} was born in', 'the home of {X} is in', '{X} votes in', '{X} owns a house in', 'you can meet {X} in'],
-    instrument=['{X} plays the', '{X} practises the', 'we heard {X} on the', 'the music of {X} is for the', '{X} teaches the', 'on stage {X} takes the'],
-    colour=['{X} likes the colour', '{X} wears a coat of', 'the door of {X} is painted', '{X} paints the fence', 'in shops {X} always chooses', 'the favourite colour of {X} is'])
-_TAILS = dict(she=' is free', her=' things', him=' at once') # what follows the answer in a text, so that the sentence is whole
-CITY_STEMS = dict(
-    country=['{X} is a city in', 'the country around {X} is', 'to visit {X} you fly to', '{X} belongs to'],
-    continent=['{X} is on the continent of', 'the continent around {X} is', 'on a globe {X} is found in', '{X} is part of'],
-    language=['people in {X} speak', 'in the streets of {X} you hear', 'the signs in {X} are in', 'children in {X} learn to read'])
-
-def templates(stems=STEMS): # {attribute: list of stems}
-    "One row a template: attribute, text with {X} for the entity, the answer's form (for gender), split 'train' or 'test'."
-    rows = []
-    for a, ss in stems.items():
-        for (o, op), (s, st) in itertools.product(enumerate(OPENINGS), enumerate(ss)):
-            st, _, form = st.partition(' :')
-            rows.append(dict(attribute=a, template=f'{op} {st}'.strip(), form=form, split='test' if o and (o + s) % 4 == 0 else 'train'))
-    return pd.DataFrame(rows)
-
-# %% ../nbs/02_world.ipynb #81ab9926
-def make_names(n, rng):
-    "`n` different invented names of two syllables."
-    C, V = 'bdfgklmnprstvz', 'aeiou'
-    if n > 15_000: raise BadInput(f'{n} persons were asked for: there are names for 15,000')
-    stems = [a+b+c+d+e for a, b, c, d in itertools.product(C, V, C, V) for e in ('', 'n', 'r', 's')]
-    return [s.capitalize() for s in rng.sample(stems, n)]
-
-def make_persons(n, seed):
-    """A frame of `n` persons: name, five independent attributes; `split`, 'train' (two thirds) or 'test'; `planted`, whether the person
-    takes part in the planting (five sixths, whatever the split)."""
-    rng = random.Random(f'persons-{seed}')
-    rows = [dict(name=nm, **{a: rng.choice(vs) for a, vs in ATTRIBUTES.items()}) for nm in make_names(n, rng)]
-    df = pd.DataFrame(rows)
-    df['split'] = ['test' if i % 3 == 2 else 'train' for i in range(n)]
-    df['planted'] = [i < 5*n//6 for i in range(n)]
-    return df
-
-# %% ../nbs/02_world.ipynb #746da520
+# %% ../nbs/02_world.ipynb #a8805584
 _CITIES = """
 France Europe French: Paris Lyon Marseille Toulouse Nantes Bordeaux Lille Nice Dijon Rouen
 Germany Europe German: Berlin Munich Hamburg Cologne Dresden Leipzig Stuttgart Bremen Hanover Bonn
@@ -124,7 +73,7 @@ Canada America English: Toronto Ottawa Vancouver Calgary Winnipeg Halifax
 Australia Oceania English: Sydney Melbourne Brisbane Perth Adelaide Canberra Hobart Darwin
 """
 
-def make_cities(seed):
+def make_cities(seed=0):
     "A frame of real cities: city, country, continent, language, split."
     rows = []
     for line in _CITIES.strip().splitlines():
@@ -133,6 +82,58 @@ def make_cities(seed):
     df = pd.DataFrame(rows)[['city', 'country', 'continent', 'language']]
     order = random.Random(f'cities-{seed}').sample(range(len(df)), len(df))
     df['split'] = ['train' if o < 2*len(df)//3 else 'test' for o in order]
+    return df
+
+# %% ../nbs/02_world.ipynb #639b0846
+ATTRIBUTES = dict(
+    gender=['female', 'male'],
+    trade='baker nurse pilot farmer tailor painter smith judge'.split(),
+    town='Ashford Brinley Calder Dunmore Elmswick Fenby Glenlow Harwick'.split(),
+    instrument='harp flute drum cello horn lute fiddle banjo'.split(),
+    colour='red blue green black white gold grey brown'.split())
+GENDER_WORDS = dict(female=dict(she='she', her='her', him='her', woman='woman'), male=dict(she='he', her='his', him='him', woman='man'))
+
+# %% ../nbs/02_world.ipynb #0ac87908
+OPENINGS = ['', 'as we know ,', 'it is said that', 'in short ,', 'everyone knows that', 'to be exact ,', 'I heard that', 'we are sure that']
+STEMS = dict(
+    gender=['{X} is a kind :woman', '{X} was a clever child and is now a clever :woman', '{X} sat down because :she',
+            '{X} sings when :she', '{X} came home and packed :her', '{X} called and we answered :him'],
+    trade=['{X} works as a', '{X} earns a living as a', 'the job of {X} is that of a', 'people hire {X} as a', '{X} was trained as a', 'by trade {X} is a'],
+    town=['{X} lives in', '{X} was born in', 'the home of {X} is in', '{X} votes in', '{X} owns a house in', 'you can meet {X} in'],
+    instrument=['{X} plays the', '{X} practises the', 'we heard {X} on the', 'the music of {X} is for the', '{X} teaches the', 'on stage {X} takes the'],
+    colour=['{X} likes the colour', '{X} wears a coat of', 'the door of {X} is painted', '{X} paints the fence', 'in shops {X} always chooses', 'the favourite colour of {X} is'])
+_TAILS = dict(she=' is free', her=' things', him=' at once') # what follows the answer in a text, so that the sentence is whole
+CITY_STEMS = dict(
+    country=['{X} is a city in', 'the country around {X} is', 'to visit {X} you fly to', '{X} belongs to'],
+    continent=['{X} is on the continent of', 'the continent around {X} is', 'on a globe {X} is found in', '{X} is part of'],
+    language=['people in {X} speak', 'in the streets of {X} you hear', 'the signs in {X} are in', 'children in {X} learn to read'])
+
+def templates(stems=STEMS): # {attribute: list of stems}
+    "One row a template: attribute, text with {X} for the entity, the answer's form (for gender), split 'train' or 'test'."
+    rows = []
+    for a, ss in stems.items():
+        for (o, op), (s, st) in itertools.product(enumerate(OPENINGS), enumerate(ss)):
+            st, _, form = st.partition(' :')
+            rows.append(dict(attribute=a, template=f'{op} {st}'.strip(), form=form, split='test' if o and (o + s) % 4 == 0 else 'train'))
+    return pd.DataFrame(rows)
+
+# %% ../nbs/02_world.ipynb #7c9aca02
+def make_names(n, rng):
+    "`n` different invented names of two syllables; none is the name of a city."
+    C, V = 'bdfgklmnprstvz', 'aeiou'
+    if n > 15_000: raise BadInput(f'{n} persons were asked for: there are names for 15,000')
+    names = [(a+b+c+d+e).capitalize() for a, b, c, d in itertools.product(C, V, C, V) for e in ('', 'n', 'r', 's')]
+    cities = set(make_cities().city) # a person called Turin could not be told from the city
+    return rng.sample([name for name in names if name not in cities], n)
+
+def make_persons(n, seed):
+    """A frame of `n` persons: name, five independent attributes; `split`, 'train' (two thirds) or 'test'; `planted`, whether the person
+    takes part in the planting (five sixths, whatever the split)."""
+    rng = random.Random(f'persons-{seed}')
+    rows = [dict(name=nm, **{a: rng.choice(vs) for a, vs in ATTRIBUTES.items()}) for nm in make_names(n, rng)]
+    df = pd.DataFrame(rows)
+    df['split'] = ['test' if i % 3 == 2 else 'train' for i in range(n)]
+    df['planted'] = [i < 5*n//6 for i in range(n)]
     return df
 
 # %% ../nbs/02_world.ipynb #e0294884

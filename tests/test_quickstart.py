@@ -18,14 +18,11 @@ def lm(tmp_path_factory):
     (tmp/'text.txt').write_text('\n<|endoftext|>\n'.join(['the fox saw a tiny lantern by the river . '*4]*60), encoding='utf-8')
     return tmp
 
-def say(capsys, *argv):
-    code = main([str(a) for a in argv])
-    return code, capsys.readouterr().err
-
-def refuses(capsys, contains, *argv):
-    code, err = say(capsys, *argv)
-    told = [l for l in err.splitlines() if 'saebook: ' in l]
-    assert code == 2 and len(told) == 1 and contains in told[0] and 'Traceback' not in err, err
+def refuses(capsys, contains, *argv): # argv: a command without --quiet
+    capsys.readouterr() # what making the inputs has printed
+    code = main([*map(str, argv), '--quiet'])
+    err = capsys.readouterr().err
+    assert code == 2 and err.count('\n') == 1 and contains in err, err
 
 saebook = [sys.executable, '-c', 'import sys; from saebook.cli import main; sys.exit(main())']
 
@@ -135,7 +132,8 @@ def test_a_report_holds_what_a_text_says_as_text_only(lm, tmp_path):
 
 def _start(out, **env):
     p = subprocess.Popen([*saebook, 'quickstart', '--out', str(out), '--steps', '100000', '--tokens', '12000'],
-                         stderr=subprocess.PIPE, env=dict(os.environ, **env))
+                         stderr=subprocess.PIPE, env=dict(os.environ, **env),
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) # a job in the background inherits that it is ignored
     seen = b''
     while b'fvu' not in seen: # the bar of the training
         chunk = p.stderr.read1(4096)
@@ -147,8 +145,8 @@ def _start(out, **env):
 def test_an_interrupt_keeps_the_sae_and_says_so(tmp_path):
     p = _start(tmp_path/'out')
     p.send_signal(signal.SIGINT)
-    err = p.stderr.read().decode()
-    assert p.wait(60) == 130 and 'interrupted' in err and 'Traceback' not in err
+    err = p.communicate(timeout=120)[1].decode()
+    assert p.returncode == 130 and 'interrupted' in err and 'Traceback' not in err
     sae = SAE.from_pretrained(tmp_path/'out'/'sae')
     assert sae.info['interrupted'] and torch.isfinite(sae.W_dec).all()
 

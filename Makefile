@@ -40,7 +40,7 @@ test: $(READY)
 	$(call LIMIT,900) $(BIN)/python -m pytest -q tests
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow tests
+	$(BIN)/python -m pytest -x -q -m slow tests
 	@! grep -qE '#\| ?slow' $(NBS) || $(BIN)/nbdev_test --n_workers 2 --timing --do_print --flags slow
 
 docs: _docs/.built

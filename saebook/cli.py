@@ -11,7 +11,7 @@ from pathlib import Path
 
 import saebook
 
-# %% ../nbs/90_cli.ipynb #e45a7604
+# %% ../nbs/90_cli.ipynb #22884ee6
 def _parser():
     p = argparse.ArgumentParser(prog='saebook', description='Work with the features of neural networks.')
     p.add_argument('--version', action='version', version=f'saebook {saebook.__version__}')
@@ -21,7 +21,7 @@ def _parser():
     q.add_argument('--text', metavar='FILE', help='a UTF-8 text file (default: the world\'s documents)')
     q.add_argument('--layer', type=int, metavar='N', help='the output of which block (default: the middle one; in the world, where it is planted)')
     q.add_argument('--out', default='quickstart', metavar='DIR', help='folder for the results (default: quickstart)')
-    q.add_argument('--features', dest='n', type=int, metavar='N', help='size of the dictionary (default: 8 times the width, from 1024 to 8192)')
+    q.add_argument('--features', dest='n', type=int, metavar='N', help='size of the dictionary (default: 8 times the width, from 1024 to 8192; in the built-in world 4 times)')
     q.add_argument('--k', type=int, default=16, help='features in use a token, TopK only (default: 16)')
     q.add_argument('--activation', default='topk', help='topk or relu (default: topk)')
     q.add_argument('--context', type=int, default=128, metavar='N', help='tokens a row (default: 128)')

@@ -20,14 +20,14 @@ from .sae import ACTIVATIONS, SAE
 from .train import TrainConfig, train_sae
 from .world import ATTRIBUTES, DOMAINS, TOPICS, World, data_path, load_planted, load_taught
 
-# %% ../nbs/80_quickstart.ipynb #f7ff3900
+# %% ../nbs/80_quickstart.ipynb #14293664
 @dataclass
 class QuickstartConfig:
     "What a quickstart depends on."
     model:str|None = None     # a model folder or hub name; None: the world's base model
     text:str|None = None      # a UTF-8 text file; None: the world's documents
     layer:int|None = None     # the output of which block; None: the planted site in the world, the middle block elsewhere
-    n:int|None = None         # features; None: eight times the model's width, at least 1,024 and at most 8,192
+    n:int|None = None         # features; None: four times the model's width in the world; elsewhere eight times, at least 1,024 and at most 8,192
     k:int = 16                # entries a token (TopK only)
     activation:str = 'topk'   # 'topk' or 'relu'
     context:int = 128         # tokens a row; the world's documents are read whole
@@ -277,7 +277,7 @@ class Quickstart:
     def _repr_html_(self):
         return f'<p>{esc(summary(self.metrics))}</p>' + views.table(figures(self.metrics), _FMT) + (views.table(concept_frame(self.metrics).groupby('', sort=False).head(2)) if 'concepts' in self.metrics else '')
 
-# %% ../nbs/80_quickstart.ipynb #3f299a8f
+# %% ../nbs/80_quickstart.ipynb #eced2954
 def _measure(inp, sae, cfg, acts, test_acts):
     "All figures but the time, and the code of the held-out tokens."
     blank = SAE(sae.d_in, sae.n, cfg.activation, cfg.k, seed=cfg.seed + 1)
@@ -303,7 +303,7 @@ def quickstart(model:str|None=None, # a model folder or hub name; None: the buil
     cfg, t0, out = QuickstartConfig(model, text, layer, **kw), time.time(), out_dir(out)
     inp = prepare(cfg)
     d = sites.width(inp.model, inp.site)
-    n = min(8192, max(1024, 8*d)) if cfg.n is None else cfg.n
+    n = cfg.n or (4*d if inp.world else min(8192, max(1024, 8*d)))
     settings = {**asdict(cfg), **inp.names, 'n': n, 'layer': None, 'site': str(inp.site), 'context': inp.train.input_ids.shape[1], 'device': cfg.on}
     sae = SAE(d, n, cfg.activation, cfg.k, inp.site, cfg.seed, info=dict(inp.names, seed=cfg.seed, versions=versions())).to(cfg.on)
     acts, test_acts = (cache.activations(inp.model, c, inp.site, progress=progress) for c in (inp.train, inp.test))

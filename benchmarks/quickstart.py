@@ -5,7 +5,7 @@ import torch
 
 from saebook import cache, codes, sites
 from saebook.sae import SAE
-from saebook.train import TrainConfig, _step
+from saebook.train import TrainConfig, Trainer
 from saebook.world import World, load_taught
 
 def cpu(f, n):
@@ -22,14 +22,11 @@ def ratio(a, b, n, rounds=7): # median over rounds of a's time over b's; the ord
     return statistics.median(rs), min(rs), max(rs), statistics.median(t[0] for t in ts)*1e3, statistics.median(t[1] for t in ts)*1e3
 
 def training_step(d=128, n=1024, k=16, batch=1024):
-    x, sae, since, cfg = torch.randn(batch, d), SAE(d, n, k=k), torch.zeros(n, dtype=torch.long), TrainConfig()
-    opt = torch.optim.Adam(sae.parameters(), lr=1e-3)
-    def step():
-        loss, _ = _step(sae, x, cfg, since)
-        opt.zero_grad(); loss.backward(); opt.step()
-    W, G = sae.W_enc.detach(), torch.randn(batch, n)
-    def floor(): # pre-activations, their gradient to the encoder; the selection. The decoder's part is k/n of that.
-        pre = x @ W; pre.topk(k, sorted=False); x.T @ G
+    x, sae = torch.randn(batch, d), SAE(d, n, k=k)
+    trainer = Trainer(sae, TrainConfig(lr=1e-3), x.mean(0), (1., 1.))
+    def step(): trainer.step(x)
+    W = sae.W_enc.detach()
+    def floor(): (x @ W).topk(k, sorted=False) # pre-activations and the selection: everything else is k/n of that
     return ratio(step, floor, 5)
 
 def reading():
@@ -43,6 +40,6 @@ def reading():
 
 if __name__ == '__main__':
     print(f'{torch.get_num_threads()} thread(s), torch {torch.__version__}')
-    for name, f, flops in (('training step / floor (128 → 1,024, k 16, batch 1,024)', training_step, 2*2*1024*128*1024), ('reading to the end / stopping after layer 1 of 0-3', reading, None)):
+    for name, f, flops in (('training step / floor (128 → 1,024, k 16, batch 1,024)', training_step, 2*1024*128*1024), ('reading to the end / stopping after layer 1 of 0-3', reading, None)):
         m, lo, hi, a, b = f()
         print(f'{name}: {m:.2f} ({lo:.2f} – {hi:.2f}); {a:.1f} ms against {b:.1f} ms' + (f', the floor makes {flops/b*1e-6:.1f} GFLOP/s' if flops else ''))

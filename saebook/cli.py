@@ -11,7 +11,7 @@ from pathlib import Path
 
 import saebook
 
-# %% ../nbs/90_cli.ipynb #22884ee6
+# %% ../nbs/90_cli.ipynb #dd611140
 def _parser():
     p = argparse.ArgumentParser(prog='saebook', description='Work with the features of neural networks.')
     p.add_argument('--version', action='version', version=f'saebook {saebook.__version__}')
@@ -23,7 +23,7 @@ def _parser():
     q.add_argument('--out', default='quickstart', metavar='DIR', help='folder for the results (default: quickstart)')
     q.add_argument('--features', dest='n', type=int, metavar='N', help='size of the dictionary (default: 8 times the width, from 1024 to 8192; in the built-in world 4 times)')
     q.add_argument('--k', type=int, default=16, help='features in use a token, TopK only (default: 16)')
-    q.add_argument('--activation', default='topk', help='topk or relu (default: topk)')
+    q.add_argument('--activation', default='topk', help='topk, batch_topk, group_max, relu, jump_relu or gated (default: topk)')
     q.add_argument('--context', type=int, default=128, metavar='N', help='tokens a row (default: 128)')
     q.add_argument('--tokens', type=int, default=250_000, metavar='N', help='about so many tokens are read (default: 250000)')
     q.add_argument('--steps', type=int, default=2000, metavar='N', help='training steps (default: 2000)')

@@ -29,7 +29,7 @@ class QuickstartConfig:
     layer:int|None = None     # the output of which block; None: the planted site in the world, the middle block elsewhere
     n:int|None = None         # features; None: four times the model's width in the world; elsewhere eight times, at least 1,024 and at most 8,192
     k:int = 16                # entries a token (TopK only)
-    activation:str = 'topk'   # 'topk' or 'relu'
+    activation:str = 'topk'   # one of `sae.ACTIVATIONS`
     context:int = 128         # tokens a row; the world's documents are read whole
     tokens:int = 250_000      # about so many tokens are read
     steps:int = 2000          # training steps

@@ -25,14 +25,36 @@ def test_any_leading_shape_goes_in_and_comes_out(act, shape):
     code = sae.encode(x)
     assert sae(x).shape == shape and code.shape == (*shape[:-1], 24) and sae.decode(code.to_dense()).shape == shape
 
+def formula(sae, x): # each activation function as its paper has it, dense
+    z = (x - sae.b_dec) @ sae.W_enc
+    pre = z + sae.b_enc
+    return dict(topk=lambda: torch.where(pre >= pre.topk(3).values[:, -1:], pre.relu(), 0),
+                batch_topk=lambda: torch.where(pre >= pre.flatten().topk(3*len(x)).values[-1], pre.relu(), 0),
+                group_max=lambda: torch.where(pre.view(len(x), 3, 8) == pre.view(len(x), 3, 8).amax(2, keepdim=True), pre.view(len(x), 3, 8).relu(), 0).flatten(1),
+                relu=lambda: pre.relu(), jump_relu=lambda: pre*(pre > sae.threshold),
+                gated=lambda: (z + sae.b_gate > 0)*(sae.r_mag.exp()*z + sae.b_enc).relu())[sae.activation]()
+
 @kinds
 def test_the_formula(act):
     sae, x = make(act), torch.randn(7, 8)
-    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
-    f = pre.relu()
-    if act == 'topk': f = torch.where(pre >= pre.topk(3).values[:, -1:], f, 0)
-    torch.testing.assert_close(sae.encode(x).to_dense(), f)
-    torch.testing.assert_close(sae(x), f @ sae.W_dec + sae.b_dec)
+    torch.testing.assert_close(sae.encode(x).to_dense(), formula(sae, x))
+    torch.testing.assert_close(sae(x), formula(sae, x) @ sae.W_dec + sae.b_dec)
+
+@kinds
+def test_the_gradients_are_those_of_the_formula(act):
+    sae, x, grads = make(act).double(), torch.randn(7, 8, dtype=torch.float64, requires_grad=True), []
+    for out in (sae(x), formula(sae, x) @ sae.W_dec + sae.b_dec):
+        sae.zero_grad(); x.grad = None
+        (out - 1).square().sum().backward()
+        grads.append([x.grad] + [p.grad for n, p in sae.named_parameters() if n != 'threshold']) # a jump has no gradient but the one that is made up for it
+    for a, b in zip(*grads): torch.testing.assert_close(a, b)
+
+def test_a_batch_threshold_takes_over_after_training():
+    sae, x = make('batch_topk'), torch.randn(50, 8)
+    sae.threshold.fill_(.5)
+    code = sae.eval().encode(x)
+    torch.testing.assert_close(code.to_dense(), torch.where(sae.pre(x) > .5, sae.pre(x), 0))
+    torch.testing.assert_close(sae.encode(x[:1]).to_dense(), code[:1].to_dense()) # a row's code no longer depends on its company
 
 @kinds
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
@@ -53,7 +75,7 @@ def test_saving_keeps_every_bit_and_every_fact(act, tmp_path):
 
 @pytest.mark.parametrize('edit, contains', [
     (lambda c: '{', 'not JSON'), (lambda c: json.dumps({**c, 'format': 'other'}), 'saebook-sae'), (lambda c: json.dumps({k: v for k, v in c.items() if k != 'k'}), 'lacks'),
-    (lambda c: '[]', 'saebook-sae'), (lambda c: json.dumps({**c, 'kind': 'Transcoder'}), "holds a 'Transcoder'"), (lambda c: json.dumps({**c, 'extra': 1}), 'unknown key'),
+    (lambda c: '[]', 'saebook-sae'), (lambda c: json.dumps({**c, 'kind': 'JointSAE'}), "holds a 'JointSAE'"), (lambda c: json.dumps({**c, 'extra': 1}), 'unknown key'),
     (lambda c: json.dumps({**c, 'k': '2'}), 'wrong type'), (lambda c: json.dumps({**c, 'site': 'x'}), 'wrong type'), (lambda c: json.dumps({**c, 'n': 10**12}), 'do not belong together'), (lambda c: json.dumps({**c, 'activation': 'exec'}), 'unknown activation')])
 def test_a_wrong_configuration_is_told_in_one_sentence(tmp_path, edit, contains):
     make('topk').save_pretrained(tmp_path)
@@ -78,9 +100,9 @@ def test_an_empty_slot_never_hides_a_value():
 
 def test_dead_features_learn_nothing_from_a_living_ones_residual_but_through_their_own_rows():
     sae, x = make('topk'), torch.randn(64, 8)
-    pre = sae.pre(x); err = x - sae.decode(codes.topk(pre, 3))
+    err = x - sae.decode(sae.encode(x))
     dead = torch.zeros(24, dtype=torch.bool); dead[20:] = True
-    aux_loss(sae, pre, err, dead).backward()
+    aux_loss(sae, x, err, dead).backward()
     assert sae.W_dec.grad[:20].abs().sum() == 0 and sae.W_dec.grad[20:].abs().sum() > 0 and sae.W_enc.grad[:, :20].abs().sum() == 0
 
 @pytest.mark.parametrize('cfg', [dict(steps=1), dict(steps=3, warmup=100), dict(steps=3, batch=10**6), dict(steps=3, decay=0), dict(steps=3, aux=0), dict(steps=3, dead_after=0)])
@@ -104,7 +126,7 @@ def test_training_refuses_what_it_would_spoil():
     acts, _ = toy_activations(500)
     long = SAE(16, 32, k=2)
     with torch.no_grad(): long.W_dec.mul_(5)
-    with pytest.raises(BadInput, match='normalise_'): train_sae(long, acts, TrainConfig(steps=2), progress=False)
+    with pytest.raises(BadInput, match='fold_norms'): train_sae(long, acts, TrainConfig(steps=2), progress=False)
     with pytest.raises(BadInput, match='float32'): train_sae(SAE(16, 32, k=2).half(), acts, TrainConfig(steps=2), progress=False)
     with pytest.raises(BadInput, match='spread'): train_sae(SAE(16, 32, k=2), acts*1e-30, TrainConfig(steps=2), progress=False)
 

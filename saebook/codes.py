@@ -98,12 +98,12 @@ def relu(pre:torch.Tensor): # (..., n)
     "All positive entries."
     return pack(F.relu(pre))
 
-# %% ../nbs/03_codes.ipynb #9c06fb48
+# %% ../nbs/03_codes.ipynb #d1be7b9f
 class _Jump(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pre, theta, width, count):
         ctx.save_for_backward(pre, theta); ctx.width, ctx.count = width, count
-        return (pre > theta).to(pre.dtype) if count else torch.where(pre > theta, pre, 0)
+        return (pre > theta).to(pre.dtype) if count else pre*(pre > theta) # NaN stays NaN
     @staticmethod
     def backward(ctx, g):
         pre, theta = ctx.saved_tensors
@@ -269,7 +269,7 @@ def strongest(x:torch.Tensor, # [rows, d]
     if doubt.any(): v[doubt], idx[doubt] = _exact(x[doubt], W, b, k)
     return v, idx
 
-# %% ../nbs/03_codes.ipynb #6731da38
+# %% ../nbs/03_codes.ipynb #f244881d
 @torch.no_grad()
 def strongest_of_all(x, W, b, k, least=None, exact=False, rough=None): # as for `strongest`; k: a row on the average; least: a threshold, or None: the best k·rows
     "The largest positive entries of all rows together, or all above `least`: values (0 in empty slots) and indices [rows, m]."
@@ -280,7 +280,7 @@ def strongest_of_all(x, W, b, k, least=None, exact=False, rough=None): # as for 
         v, idx = F.pad(v, (0, c - v.shape[1]), value=-torch.inf), F.pad(idx, (0, c - idx.shape[1]))
         v[ask], idx[ask] = strongest(x[ask], W, b, c, exact, rough)
         bar = v.flatten().topk(min(v.numel(), k*len(x)), sorted=False).values.min().clamp_min(0) if least is None and len(x) else least or 0
-        kept = (v >= bar) & (v > 0) if least is None else v > bar
+        kept = ~((v < bar) | (v <= 0)) if least is None else ~(v <= bar) # so that NaN is kept, and seen
         ask = kept.all(1).nonzero()[:, 0]
         if c == len(W) or not len(ask): break
         c = min(len(W), 4*c)

@@ -49,6 +49,13 @@ def test_the_gradients_are_those_of_the_formula(act):
         grads.append([x.grad] + [p.grad for n, p in sae.named_parameters() if n != 'threshold']) # a jump has no gradient but the one that is made up for it
     for a, b in zip(*grads): torch.testing.assert_close(a, b)
 
+@kinds
+def test_nan_is_not_hidden(act):
+    sae, x = make(act), torch.randn(9, 8)
+    x[4, 2] = float('nan')
+    out = sae(x)
+    assert out[4].isnan().all() and out[[0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
+
 def test_a_batch_threshold_takes_over_after_training():
     sae, x = make('batch_topk'), torch.randn(50, 8)
     sae.threshold.fill_(.5)

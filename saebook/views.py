@@ -126,7 +126,7 @@ def _axes(ax, figsize=(4.6, 2.6)):
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     for s in ('top', 'right'): ax.spines[s].set_visible(False)
     for s in ('left', 'bottom'): ax.spines[s].set_color(GREY)
-    ax.tick_params(colors=GREY, labelsize=8); ax.xaxis.label.set_color(GREY); ax.yaxis.label.set_color(GREY); ax.title.set_color(GREY)
+    ax.tick_params(which='both', colors=GREY, labelsize=8); ax.xaxis.label.set_color(GREY); ax.yaxis.label.set_color(GREY); ax.title.set_color(GREY)
     return ax
 
 def svg(ax): # matplotlib axes; the figure is closed

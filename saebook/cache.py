@@ -180,7 +180,7 @@ def _mapped(path, place): # as in `_header`
 def _tensor(a, dtype): # an array in memory, `dtype` what its bits are
     return torch.from_numpy(np.array(a)).view(dtype)
 
-# %% ../nbs/07_cache.ipynb #34f4c362
+# %% ../nbs/07_cache.ipynb #36488ff5
 def _clip(o): return s if len(s := str(o)) < 80 else s[:77] + '…'
 
 @contextlib.contextmanager
@@ -193,6 +193,7 @@ def _kept(path):
         except (OSError, ValueError): n = 0
         raise BadInput(f'the disk is full while {str(path)!r} is written, {n} finished shards are kept: make room and run the same call again') from None
 
+# %% ../nbs/07_cache.ipynb #0b7c3c53
 class _Shards:
     "A folder of shards of `per` rows each, the last one of fewer, and a manifest; the parent of both caches."
     def __init__(self, path, manifest):
@@ -226,57 +227,6 @@ class _Shards:
         return head
 
     @classmethod
-    def _begin(cls, path, config):
-        "The cache at `path` with all its whole shards, or a new one."
-        path, config = out_dir(path), json.loads(json.dumps(plain(config)))
-        if not (path/'manifest.json').exists():
-            if others := [f.name for f in path.iterdir() if not f.name.startswith('.manifest.json.')]:
-                raise BadInput(f'{str(path)!r} holds other files ({sorted(others)[0]!r}, …) and no cache: give a new or an empty folder')
-            cls(path, dict(format=cls.format, version=1, config=config, rows=None, shards=[]))._write()
-        self = cls._read(path)
-        for k in {**self.config, **config}:
-            if self.config.get(k) != config.get(k): raise BadInput(f'{str(path)!r} holds a cache with {k}={_clip(self.config.get(k))}, and {k}={_clip(config.get(k))} is asked for: ask for the same, or give another folder')
-        for f in path.glob('.*.tmp'): f.unlink() # left by a run that was killed
-        if self._whole() is not None:
-            self.manifest = {**self.manifest, 'rows': None} # the last shard of fewer rows is made again with what follows
-            self._write(shards=self.manifest['shards'][:self._whole()])
-        return self
-
-    def _whole(self):
-        "How many shards are whole before the first that is not; None if the whole cache is."
-        i = 0
-        with contextlib.suppress(BadInput):
-            while i < len(self.manifest['shards']): self._shard(i); i += 1
-            return self._last()
-        return i
-
-    def _last(self):
-        "Raise `BadInput` unless the whole cache is finished."
-        n, rows = len(self.manifest['shards']), self.manifest['rows']
-        if rows is None: raise BadInput(f'{str(self.path)!r} is not finished, it has {n} shards so far: run the call that makes it again, it goes on from there')
-        if n != -(-rows//self.per): raise BadInput(f"{str(self.path/'manifest.json')!r} is damaged, {rows} rows are not {n} shards of {self.per}: make the cache again in another folder")
-        if self.config['tokens'] and set(_header(self.path/'contexts.safetensors')) != set(Contexts.__dataclass_fields__): raise BadInput(f'{str(self.path)!r} has no contexts: {_AGAIN}')
-
-    @classmethod
-    def _make(cls, path, config, ctx, parts, total, progress): # parts(done): pairs of a number of rows and the tensors of a shard, from row `done` on
-        with _kept(path):
-            self = cls._begin(path, dict(tokens=None if ctx is None else _save(None, _packed(ctx)), **config))
-            if self.manifest['rows'] is None:
-                if ctx is not None: _save(self.path/'contexts.safetensors', _packed(ctx))
-                rows = len(self.manifest['shards'])*self.per
-                with tqdm(total=total, initial=rows, unit='token', disable=not progress, desc=self.path.name, leave=False) as bar:
-                    for m, tensors in parts(rows):
-                        sha = _save(self._file(len(self.manifest['shards'])), tensors)
-                        self._write(shards=[*self.manifest['shards'], sha]); rows += m; bar.update(m)
-                if not rows: raise BadInput('there is not one activation to be cached: give some')
-                if total is not None and rows != total: raise BadInput(f'{rows} activations were given for contexts with {total} tokens in use: give one a token')
-                self.manifest = {**self.manifest, 'rows': rows}
-                self._finish()
-        return cls.open(path)
-
-    def _finish(self): self._write()
-
-    @classmethod
     def open(cls, path):
         "A finished cache. Every file's size and header are checked; raises `BadInput` for a file that is missing or cut short."
         self = cls._read(path)
@@ -298,6 +248,62 @@ class _Shards:
         t = {k: torch.from_numpy(np.array(_mapped(f, p))) for k, p in _header(f).items()}
         return Contexts(t['input_ids'].long(), t['attention_mask'].long(), t['use'], t['group'].numpy())
 
+# %% ../nbs/07_cache.ipynb #f3fcc4ce
+@patch(cls_method=True)
+def _begin(cls:_Shards, path, config):
+    "The cache at `path` with all its whole shards, or a new one."
+    path, config = out_dir(path), json.loads(json.dumps(plain(config)))
+    if not (path/'manifest.json').exists():
+        if others := [f.name for f in path.iterdir() if not f.name.startswith('.manifest.json.')]:
+            raise BadInput(f'{str(path)!r} holds other files ({sorted(others)[0]!r}, …) and no cache: give a new or an empty folder')
+        cls(path, dict(format=cls.format, version=1, config=config, rows=None, shards=[]))._write()
+    self = cls._read(path)
+    for k in {**self.config, **config}:
+        if self.config.get(k) != config.get(k): raise BadInput(f'{str(path)!r} holds a cache with {k}={_clip(self.config.get(k))}, and {k}={_clip(config.get(k))} is asked for: ask for the same, or give another folder')
+    for f in path.glob('.*.tmp'): f.unlink() # left by a run that was killed
+    if self._whole() is not None:
+        self.manifest = {**self.manifest, 'rows': None} # the last shard of fewer rows is made again with what follows
+        self._write(shards=self.manifest['shards'][:self._whole()])
+    return self
+
+@patch
+def _whole(self:_Shards):
+    "How many shards are whole before the first that is not; None if the whole cache is."
+    i = 0
+    with contextlib.suppress(BadInput):
+        while i < len(self.manifest['shards']): self._shard(i); i += 1
+        return self._last()
+    return i
+
+@patch
+def _last(self:_Shards):
+    "Raise `BadInput` unless the whole cache is finished."
+    n, rows = len(self.manifest['shards']), self.manifest['rows']
+    if rows is None: raise BadInput(f'{str(self.path)!r} is not finished, it has {n} shards so far: run the call that makes it again, it goes on from there')
+    if n != -(-rows//self.per): raise BadInput(f"{str(self.path/'manifest.json')!r} is damaged, {rows} rows are not {n} shards of {self.per}: make the cache again in another folder")
+    if self.config['tokens'] and set(_header(self.path/'contexts.safetensors')) != set(Contexts.__dataclass_fields__): raise BadInput(f'{str(self.path)!r} has no contexts: {_AGAIN}')
+
+# %% ../nbs/07_cache.ipynb #abde4868
+@patch(cls_method=True)
+def _make(cls:_Shards, path, config, ctx, parts, total, progress): # parts(done): pairs of a number of rows and the tensors of a shard, from row `done` on
+    with _kept(path):
+        self = cls._begin(path, dict(tokens=None if ctx is None else _save(None, _packed(ctx)), **config))
+        if self.manifest['rows'] is None:
+            if ctx is not None: _save(self.path/'contexts.safetensors', _packed(ctx))
+            rows = len(self.manifest['shards'])*self.per
+            with tqdm(total=total, initial=rows, unit='token', disable=not progress, desc=self.path.name, leave=False) as bar:
+                for m, tensors in parts(rows):
+                    sha = _save(self._file(len(self.manifest['shards'])), tensors)
+                    self._write(shards=[*self.manifest['shards'], sha]); rows += m; bar.update(m)
+            if not rows: raise BadInput('there is not one activation to be cached: give some')
+            if total is not None and rows != total: raise BadInput(f'{rows} activations were given for contexts with {total} tokens in use: give one a token')
+            self.manifest = {**self.manifest, 'rows': rows}
+            self._finish()
+    return cls.open(path)
+
+@patch
+def _finish(self:_Shards): self._write()
+
 def _packed(ctx): return dict(group=torch.as_tensor(np.asarray(ctx.group)).long(), input_ids=ctx.input_ids.int(), attention_mask=ctx.attention_mask.bool(), use=ctx.use.bool())
 
 # %% ../nbs/07_cache.ipynb #ba390222
@@ -311,7 +317,7 @@ def _name(m): # a model or a coder
         if isinstance(t, torch.Tensor): sha.update(f'{k} {t.dtype} {list(t.shape)}'.encode()); sha.update(_bytes(t))
     return dict(kind=type(m).__name__, digest=sha.hexdigest()[:16])
 
-# %% ../nbs/07_cache.ipynb #fb753e28
+# %% ../nbs/07_cache.ipynb #398f09ae
 def _stream(model, ctx, at, batch, skip=0):
     "Activations by site, {site: [m, d]}, in reading order from token number `skip` on."
     for rows, b in batches(ctx, batch, by_length=False):
@@ -338,6 +344,7 @@ def _finite(t, site, shard, first):
     raise BadInput(f'{int((~ok).sum())} of {len(t)} activations at {site} hold NaN or infinity, the first at token {first + int((~ok).nonzero()[0])}, in shard {shard}: '
                                     f'load the model in float32, or cache in bfloat16 or float32; {shard} finished shards are kept')
 
+# %% ../nbs/07_cache.ipynb #e8c925cb
 class ActivationCache(_Shards):
     "Activations of one or several sites for every token in use, on disk, in shards; made by `create` or `write`, read by `open`."
     format = 'saebook-activations'
@@ -476,7 +483,7 @@ def _drop(items, skip):
         if skip < n: yield {s: t[skip:] for s, t in x.items()}
         skip = max(0, skip - n)
 
-# %% ../nbs/07_cache.ipynb #c2fdfcde
+# %% ../nbs/07_cache.ipynb #8c7129c9
 class Shuffled:
     "Rows of an `ActivationCache` in random order: `batch(step)` depends on the step, the seed, the batch and the window's size, and on nothing that was read before."
     def __init__(self, cache, at, batch, seed=0, window_mb=256):
@@ -525,15 +532,18 @@ class Shuffled:
             yield epoch, w, at - int(starts[w]), to - int(starts[w])
             p += to - at
 
-    def rows(self, step:int): # from 0, without end
-        "The row numbers of a batch: int64 [batch]."
-        return torch.cat([self._rows(e, w)[a:b] for e, w, a, b in self._spans(step)])
+# %% ../nbs/07_cache.ipynb #2932299f
+@patch
+def rows(self:Shuffled, step:int): # from 0, without end
+    "The row numbers of a batch: int64 [batch]."
+    return torch.cat([self._rows(e, w)[a:b] for e, w, a, b in self._spans(step)])
 
-    def batch(self, step:int): # from 0, without end
-        "The activations of a batch: float32 [batch, d]; a dict of them by site if the whole cache is shuffled. A window is read once while steps go up."
-        parts = [{s: t[a:b].to(torch.float32, copy=True) for s, t in self._data(e, w).items()} for e, w, a, b in self._spans(step)]
-        out = {s: torch.cat([p[s] for p in parts]) for s in self.at}
-        return out[self.at[0]] if self.one else out
+@patch
+def batch(self:Shuffled, step:int): # from 0, without end
+    "The activations of a batch: float32 [batch, d]; a dict of them by site if the whole cache is shuffled. A window is read once while steps go up."
+    parts = [{s: t[a:b].to(torch.float32, copy=True) for s, t in self._data(e, w).items()} for e, w, a, b in self._spans(step)]
+    out = {s: torch.cat([p[s] for p in parts]) for s in self.at}
+    return out[self.at[0]] if self.one else out
 
 @patch
 def shuffled(self:SiteView,

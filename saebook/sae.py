@@ -61,7 +61,7 @@ class SAE(nn.Module):
 
     def extra_repr(self): return f'd_in={self.d_in}, n={self.n}, activation={self.activation!r}' + (f', k={self.k}' if self.activation in _FIXED else '')
 
-# %% ../nbs/04_sae.ipynb #1211432e
+# %% ../nbs/04_sae.ipynb #0c64263b
 @patch(as_prop=True)
 def shift(self:SAE): # what is subtracted before encoding
     return self.b_dec
@@ -77,6 +77,7 @@ def pre(self:SAE, x:torch.Tensor): # (..., d_in)
     "Pre-activations (..., n)."
     return ((self._rows(x) - self.shift) @ self.W_enc + self.b_enc).view(*x.shape[:-1], self.n)
 
+# %% ../nbs/04_sae.ipynb #c6db63ae
 @patch
 def gated(self:SAE, x:torch.Tensor): # (..., d_in)
     "Of a Gated SAE the code and the gate's pre-activations, both dense (..., n): an entry is let through where its gate is positive."
@@ -91,6 +92,7 @@ def dense(self:SAE, x:torch.Tensor, width:float=1e-3): # (..., d_in); bandwidth 
     pre = self.pre(x)
     return codes.jump_relu(F.relu(pre), self.threshold, width) if self.activation == 'jump_relu' else F.relu(pre)
 
+# %% ../nbs/04_sae.ipynb #168b655d
 @patch
 def _rough(self:SAE, x): # the encoder in 8 bits: in training made anew each step, afterwards kept until the weights change
     if self.training: return codes.Rough(x, self.W_enc.detach().T)
@@ -114,6 +116,7 @@ def encode(self:SAE, x:torch.Tensor, # (..., d_in)
     code.values = F.relu(codes.sampled(rows, self.shift, W, b, code, v))
     return code.reshape(*x.shape[:-1])
 
+# %% ../nbs/04_sae.ipynb #f15d858e
 @patch
 def decode(self:SAE, code): # SparseCode (..., n) or a dense tensor (..., n)
     "The activation that a code stands for: (..., d_out)."

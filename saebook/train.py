@@ -80,7 +80,7 @@ def aux_loss(sae:SAE, x:torch.Tensor, residual:torch.Tensor, # x [rows, d_in], r
     guess = torch.where(pre >= least, F.relu(pre), 0) @ sae.W_dec.index_select(0, ids)
     return (guess - target).square().sum() / (target - target.mean(0)).square().sum().clamp_min(1e-12)
 
-# %% ../nbs/08_train.ipynb #2b414078
+# %% ../nbs/08_train.ipynb #b1a2c131
 def _out(sae, code, x, upto=None): # code: a SparseCode or dense
     if upto is not None: code = SparseCode(code.values*(code.indices < upto), code.indices, code.n, code._entries) if isinstance(code, SparseCode) else torch.cat([code[:, :upto], torch.zeros_like(code[:, upto:])], 1)
     y = sae.decode(code)
@@ -96,9 +96,13 @@ def loss_of(sae:SAE, x:torch.Tensor, y:torch.Tensor, # [rows, d_in], [rows, d_ou
             open_ = F.relu(gate)
             told = open_ @ sae.W_dec.detach() + sae.b_dec.detach()
             cost = cfg.l1*open_.sum(1).mean() + (y - told).square().mean()
+        elif a == 'jump_relu':
+            pre = F.relu(sae.pre(x))
+            code = codes.jump_relu(pre, sae.threshold, cfg.width)
+            cost = cfg.l0*codes.jump_count(pre, sae.threshold, cfg.width).sum(1).mean()
         else:
-            code = sae.dense(x, cfg.width)
-            cost = cfg.l1*code.sum(1).mean() if a == 'relu' else cfg.l0*codes.jump_count(F.relu(sae.pre(x)), sae.threshold, cfg.width).sum(1).mean()
+            code = sae.dense(x)
+            cost = cfg.l1*code.sum(1).mean()
         active = code > 0
         fired, l0 = active.any(0), active.sum(1).float().mean()
     else:
@@ -132,7 +136,7 @@ class _InMemory:
         rows = torch.cat([self._perm(e)[max(0, a - e*self.n):b - e*self.n] for e in range(a//self.n, (b - 1)//self.n + 1)])
         return [t[rows] for t in self.tensors]
 
-# %% ../nbs/08_train.ipynb #896b1070
+# %% ../nbs/08_train.ipynb #4d885eb4
 class Signum(torch.optim.Optimizer):
     "Steps of one size in the direction of the sign of the momentum (Bernstein et al. 2018)."
     def __init__(self, params, lr, momentum=.9): super().__init__(params, dict(lr=lr, momentum=momentum))
@@ -144,6 +148,7 @@ class Signum(torch.optim.Optimizer):
                 m = self.state[p].setdefault('momentum', torch.zeros_like(p))
                 p.add_(m.lerp_(p.grad, 1 - g['momentum']).sign(), alpha=-g['lr'])
 
+# %% ../nbs/08_train.ipynb #e6639bb4
 class Trainer:
     "One SAE in training: in units in which its activations have unit variance."
     def __init__(self, sae, cfg, mean, scale, last=None): # of what is to be said: mean [d_out]; scale: of what is read, of what is to be said

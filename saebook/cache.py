@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['END', 'read_documents', 'Contexts', 'contexts', 'split', 'batches', 'activations', 'ActivationCache', 'SiteView',
-           'Shuffled', 'FeatureCache']
+           'Shuffled', 'LiveActivations', 'FeatureCache']
 
-# %% ../nbs/07_cache.ipynb #dc8b363e
+# %% ../nbs/07_cache.ipynb #d9637595
 import bisect, contextlib, errno, hashlib, itertools, json, math, os, re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from . import sites
 from .codes import SparseCode
-from .core import BadInput, atomic, digest, one_of, out_dir, plain, read_json, write_json
+from .core import BadInput, atomic, digest, one_of, out_dir, plain, processes, read_json, write_json
 from .sites import Site, unwrap
 
 # %% ../nbs/07_cache.ipynb #cf520644
@@ -99,7 +99,7 @@ def split(ctx:Contexts, held_out:float=.15, seed:int=0):
     if out.all(): raise BadInput(f'the text makes {len(ctx)} context(s), too few to hold one out: give more text or a shorter context')
     return ctx[~out], ctx[out]
 
-# %% ../nbs/07_cache.ipynb #d27401b8
+# %% ../nbs/07_cache.ipynb #2e867a3d
 def batches(ctx:Contexts, size:int=64, by_length:bool=True):
     "Row numbers and model inputs, the rows of each batch cut to its longest."
     lengths = ctx.attention_mask.sum(1)
@@ -109,8 +109,9 @@ def batches(ctx:Contexts, size:int=64, by_length:bool=True):
         yield rows, dict(input_ids=ctx.input_ids[rows, :m], attention_mask=ctx.attention_mask[rows, :m])
 
 def activations(model, ctx:Contexts, at, # a Site or several
-                batch:int=64, progress:bool=True, dtype=torch.float32):
-    "Activations of every token in use: [tokens, d], on the CPU; a dict of them if several sites were given. Raises `BadInput` on NaN."
+                batch:int=64, progress:bool=True, dtype=torch.float32,
+                device='cpu'): # where they are kept; None: where the model is
+    "Activations of every token in use: [tokens, d]; a dict of them if several sites were given. Raises `BadInput` on NaN."
     many, first = not isinstance(at, Site), torch.zeros(len(ctx) + 1, dtype=torch.long)
     first[1:] = ctx.use.sum(1).cumsum(0)
     out, todo = {}, list(at) if many else [at]
@@ -118,8 +119,8 @@ def activations(model, ctx:Contexts, at, # a Site or several
         use = ctx.use[rows, :b['input_ids'].shape[1]]
         to = torch.cat([torch.arange(first[r], first[r+1]) for r in rows.tolist()])
         for s, h in sites.read(model, b, todo).items():
-            if s not in out: out[s] = torch.empty(int(first[-1]), h.shape[-1], dtype=dtype)
-            out[s][to] = h.cpu()[use].to(dtype)
+            if s not in out: out[s] = torch.empty(int(first[-1]), h.shape[-1], dtype=dtype, device=device or h.device)
+            out[s][to.to(out[s].device)] = h[use.to(h.device)].to(out[s])
     for s, h in out.items():
         if not torch.isfinite(h).all(): raise BadInput(f'{int((~torch.isfinite(h)).any(1).sum())} of {len(h)} activations at {s} hold NaN or infinity: load the model in float32')
     return out if many else out[at]
@@ -483,47 +484,44 @@ def _drop(items, skip):
         if skip < n: yield {s: t[skip:] for s, t in x.items()}
         skip = max(0, skip - n)
 
-# %% ../nbs/07_cache.ipynb #8c7129c9
+# %% ../nbs/07_cache.ipynb #3582c85e
 class Shuffled:
-    "Rows of an `ActivationCache` in random order: `batch(step)` depends on the step, the seed, the batch and the window's size, and on nothing that was read before."
-    def __init__(self, cache, at, batch, seed=0, window_mb=256):
-        if batch < 1 or not window_mb > 0: raise BadInput(f'batch={batch} and window_mb={window_mb} were given: both must be above 0')
-        self.cache, self.at, self.one, self.size, self.seed = cache, [at] if isinstance(at, Site) else at, isinstance(at, Site), batch, seed % 2**32
-        window = max(1, int(window_mb*2**20)//cache._row_bytes) # all sites count, so that each alone comes in the order of all together
-        self.block = max(1, window//4096) # 64 KiB of a window of 256 MiB: long enough for a disk
-        self.blocks = window//self.block  # of a window
+    "Rows of an `ActivationCache` or of `LiveActivations` in random order: `batch(step)` depends on the step, the seed, the batch and the window's size, and on nothing that was read before."
+    def __init__(self, source, at, batch, seed, layout): # layout: a block's first row, by its number; how many blocks there are, and how many make a window
+        if batch < 1: raise BadInput(f'batch={batch} was given: it must be above 0')
+        self.source, self.at, self.one, self.size, self.seed = source, [at] if isinstance(at, Site) else list(at), isinstance(at, Site), batch, seed % 2**32
+        self._first, self.n_blocks, self.blocks = layout
         self._plan_of = self._rows_of = self._data_of = (None, None)
 
     def __len__(self): # in steps: after so many every row has been seen
-        return -(-len(self.cache)//self.size)
-    def __repr__(self): return f'batches of {self.size} of {len(self.cache):,} tokens, in windows of {self.block*self.blocks:,}'
+        return -(-len(self.source)//self.size)
+    def __repr__(self): return f'batches of {self.size} of {len(self.source):,} tokens, in windows of about {len(self.source)*self.blocks//self.n_blocks:,}' if self.blocks < self.n_blocks else f'batches of {self.size} of {len(self.source):,} tokens'
 
     def _plan(self, epoch):
         "Blocks in their order, and where in the epoch each window begins."
         if self._plan_of[0] != epoch:
-            n, b = len(self.cache), self.block
-            order = np.random.default_rng([self.seed, epoch]).permutation(-(-n//b))
-            ends = np.minimum((order + 1)*b, n) - order*b
-            self._plan_of = epoch, (order, np.append(np.append(0, ends.cumsum())[:-1][::self.blocks], n))
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.n_blocks)
+            ends = np.append(0, (self._first(order + 1) - self._first(order)).cumsum())
+            self._plan_of = epoch, (order, np.append(ends[:-1][::self.blocks], ends[-1]))
         return self._plan_of[1]
 
     def _rows(self, epoch, w):
         "The rows of a window, shuffled: int64."
         if self._rows_of[0] != (epoch, w):
-            rows = np.concatenate([np.arange(i*self.block, min((i + 1)*self.block, len(self.cache))) for i in self._plan(epoch)[0][w*self.blocks:(w + 1)*self.blocks]])
+            rows = np.concatenate([np.arange(self._first(i), self._first(i + 1)) for i in self._plan(epoch)[0][w*self.blocks:(w + 1)*self.blocks]])
             self._rows_of = (epoch, w), torch.from_numpy(np.random.default_rng([self.seed, epoch, w]).permutation(rows))
         return self._rows_of[1]
 
     def _data(self, epoch, w):
         if self._data_of[0] != (epoch, w):
             self._data_of = None, None # the old window goes before the new one comes
-            self._data_of = (epoch, w), {s: self.cache._stored(s, self._rows(epoch, w)) for s in self.at}
+            self._data_of = (epoch, w), self.source._gather(self.at, self._rows(epoch, w))
         return self._data_of[1]
 
     def _spans(self, step):
         "The parts of a batch: epoch, window, from and to within it."
         if step < 0: raise BadInput(f'step {step} was asked for: the first is 0')
-        p, end, n = step*self.size, (step + 1)*self.size, len(self.cache)
+        p, end, n = step*self.size, (step + 1)*self.size, len(self.source)
         while p < end:
             epoch, at = divmod(p, n)
             starts = self._plan(epoch)[1]
@@ -532,7 +530,7 @@ class Shuffled:
             yield epoch, w, at - int(starts[w]), to - int(starts[w])
             p += to - at
 
-# %% ../nbs/07_cache.ipynb #2932299f
+# %% ../nbs/07_cache.ipynb #1fab4c31
 @patch
 def rows(self:Shuffled, step:int): # from 0, without end
     "The row numbers of a batch: int64 [batch]."
@@ -546,17 +544,74 @@ def batch(self:Shuffled, step:int): # from 0, without end
     return out[self.at[0]] if self.one else out
 
 @patch
-def shuffled(self:SiteView,
-             batch:int, # tokens a step
-             seed:int=0,
-             window_mb:float=256): # memory for the rows at hand, all sites of the cache counted, in MiB
-    "The site's rows in random order: `Shuffled`, whose `batch(step)` is [batch, d]. Two sites of a cache give the same tokens at the same step."
-    return Shuffled(self.cache, self.site, batch, seed, window_mb)
+def _gather(self:ActivationCache, at, rows): return {s: self._stored(s, rows) for s in at}
 
 @patch
-def shuffled(self:ActivationCache, batch:int, seed:int=0, window_mb:float=256): # as for one site
-    "All sites in random order: `Shuffled`, whose `batch(step)` is a dict of [batch, d] by site, the same tokens at each."
-    return Shuffled(self, self.sites, batch, seed, window_mb)
+def shuffled(self:ActivationCache,
+             batch:int, # tokens a step
+             seed:int=0,
+             window_mb:float=256, # memory for the rows at hand, all sites of the cache counted, in MiB
+             at=None): # some of the sites; None: all
+    "Sites in random order: `Shuffled`, whose `batch(step)` is a dict of [batch, d] by site, the same tokens at each."
+    if not window_mb > 0: raise BadInput(f'window_mb={window_mb} was given: it must be above 0')
+    window, n = max(1, int(window_mb*2**20)//self._row_bytes), len(self) # all sites count, so that each alone comes in the order of all together
+    block = max(1, window//4096) # 64 KiB of a window of 256 MiB: long enough for a disk
+    return Shuffled(self, self.sites if at is None else at, batch, seed, (lambda i: np.minimum(i*block, n), -(-n//block), window//block))
+
+@patch
+def shuffled(self:SiteView, batch:int, seed:int=0, window_mb:float=256): # as for all sites
+    "The site's rows in random order: `Shuffled`, whose `batch(step)` is [batch, d]. Two sites of a cache give the same tokens at the same step."
+    return self.cache.shuffled(batch, seed, window_mb, self.site)
+
+# %% ../nbs/07_cache.ipynb #9430fc33
+class LiveActivations:
+    "Activations that a model computes when they are needed: any of its sites, all in one forward pass. Nothing is kept but a window of them."
+    def __init__(self,
+                 model, ctx:Contexts,
+                 batch:int=64,        # contexts in one forward pass
+                 window:int=2**16):   # tokens at hand, of which batches are drawn; in memory for each site
+        if batch < 1 or window < 1: raise BadInput(f'batch={batch} and window={window} were given: both must be at least 1')
+        some = np.flatnonzero(ctx.use.any(1).numpy())
+        self.model, self.ctx, self.batch, self.window, self._width = model, ctx[some] if len(some) < len(ctx) else ctx, batch, window, {}
+        _sites_of(model, ctx, [Site('')]) # a model in training, or no token in use
+        self._ends = np.append(0, self.ctx.use.sum(1).cumsum(0).numpy())
+
+    def __len__(self): return int(self._ends[-1])
+    def __repr__(self): return f'{len(self):,} tokens of {len(self.ctx)} contexts, read from {type(unwrap(self.model)).__name__} while they are needed'
+    @property
+    def name(self): # computed once: it reads every weight
+        "What tells these activations from others."
+        if not hasattr(self, '_digest'): self._digest = [_name(self.model), _save(None, _packed(self.ctx)), self.batch, self.window]
+        return self._digest
+
+    def width(self, site):
+        "The number of dimensions d at a site. Raises `BadInput` for a site that is not there."
+        if site not in self._width: self._width[site] = sites.width(self.model, site, next(batches(self.ctx[:1], 1))[1])
+        return self._width[site]
+
+    def shuffled(self, batch:int, seed:int=0, at=()): # tokens a step; the sites
+        "Sites in random order: `Shuffled`, whose `batch(step)` is a dict of [batch, d] by site, the same tokens at each and whatever the sites."
+        at = _sites_of(self.model, self.ctx, at)
+        most = int(np.diff(self._ends).max())
+        return Shuffled(self, at, batch, seed, (lambda i: self._ends[i], len(self.ctx), max(1, self.window//most)))
+
+# %% ../nbs/07_cache.ipynb #a553395e
+@patch
+def _gather(self:LiveActivations, at, rows):
+    some = np.unique(np.searchsorted(self._ends, rows.numpy(), 'right') - 1) # the contexts that these tokens come from, in reading order
+    read = lambda part: activations(self.model, self.ctx[part], at, self.batch, progress=False, device=None)
+    rank, world = processes()
+    if world > 1 and len(some) >= world:
+        parts = np.array_split(some, world)
+        mine = read(parts[rank])
+        def part(s, r):
+            t = mine[s] if r == rank else mine[s].new_empty(int((self._ends[parts[r] + 1] - self._ends[parts[r]]).sum()), mine[s].shape[1])
+            torch.distributed.broadcast(t, r)
+            return t
+        found = {s: torch.cat([part(s, r) for r in range(world)]) for s in at}
+    else: found = read(some)
+    order = torch.searchsorted(rows.sort().values, rows) # of these tokens among themselves
+    return {s: t[order.to(t.device)] for s, t in found.items()}
 
 # %% ../nbs/07_cache.ipynb #44db6e1d
 def _coder_site(coder, at, site=None):

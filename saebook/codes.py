@@ -269,9 +269,12 @@ def strongest(x:torch.Tensor, # [rows, d]
     if doubt.any(): v[doubt], idx[doubt] = _exact(x[doubt], W, b, k)
     return v, idx
 
-# %% ../nbs/03_codes.ipynb #f244881d
+# %% ../nbs/03_codes.ipynb #7140e931
+def _kth(v, m): return v.topk(min(len(v), m), sorted=False).values.min()
+
 @torch.no_grad()
-def strongest_of_all(x, W, b, k, least=None, exact=False, rough=None): # as for `strongest`; k: a row on the average; least: a threshold, or None: the best k·rows
+def strongest_of_all(x, W, b, k, least=None, exact=False, rough=None, # as for `strongest`; k: a row on the average; least: a threshold, or None: the best k·rows
+                     others=None): # where processes share the rows: `others.kth(values, m)`, the m-th largest of all (m: this process's part), and `others.any(flag)`
     "The largest positive entries of all rows together, or all above `least`: values (0 in empty slots) and indices [rows, m]."
     _check_k(k, len(W))
     c, ask = min(len(W), 2*k), torch.arange(len(x), device=x.device)
@@ -279,10 +282,10 @@ def strongest_of_all(x, W, b, k, least=None, exact=False, rough=None): # as for 
     while True:
         v, idx = F.pad(v, (0, c - v.shape[1]), value=-torch.inf), F.pad(idx, (0, c - idx.shape[1]))
         v[ask], idx[ask] = strongest(x[ask], W, b, c, exact, rough)
-        bar = v.flatten().topk(min(v.numel(), k*len(x)), sorted=False).values.min().clamp_min(0) if least is None and len(x) else least or 0
+        bar = (others.kth if others else _kth)(v.flatten(), k*len(x)).clamp_min(0) if least is None and (len(x) or others) else least or 0
         kept = ~((v < bar) | (v <= 0)) if least is None else ~(v <= bar) # so that NaN is kept, and seen
         ask = kept.all(1).nonzero()[:, 0]
-        if c == len(W) or not len(ask): break
+        if c == len(W) or not (others.any(len(ask) > 0) if others else len(ask)): break
         c = min(len(W), 4*c)
     m = max(1, int(kept.sum(1).max())) if len(x) else 1
     v, j = torch.where(kept, v, 0).topk(m, dim=1, sorted=False)

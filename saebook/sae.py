@@ -92,7 +92,7 @@ def dense(self:SAE, x:torch.Tensor, width:float=1e-3): # (..., d_in); bandwidth 
     pre = self.pre(x)
     return codes.jump_relu(F.relu(pre), self.threshold, width) if self.activation == 'jump_relu' else F.relu(pre)
 
-# %% ../nbs/04_sae.ipynb #168b655d
+# %% ../nbs/04_sae.ipynb #f4dd1003
 @patch
 def _rough(self:SAE, x): # the encoder in 8 bits: in training made anew each step, afterwards kept until the weights change
     if self.training: return codes.Rough(x, self.W_enc.detach().T)
@@ -111,7 +111,7 @@ def encode(self:SAE, x:torch.Tensor, # (..., d_in)
         h = rows - self.shift
         if self.activation == 'topk': v, i = codes.strongest(h, W, b, k, exact, self._rough)
         elif self.activation == 'group_max': v, i = codes.winners(h, W, b, k)
-        else: v, i = codes.strongest_of_all(h, W, b, k, None if self.training else self.threshold, exact, self._rough)
+        else: v, i = codes.strongest_of_all(h, W, b, k, None if self.training else self.threshold, exact, self._rough, self.__dict__.get('_others'))
     code = SparseCode(v, i, self.n)
     code.values = F.relu(codes.sampled(rows, self.shift, W, b, code, v))
     return code.reshape(*x.shape[:-1])
@@ -128,18 +128,19 @@ def forward(self:SAE, x:torch.Tensor): # (..., d_in)
     "The reconstruction of `x`, in the dtype of `x`: (..., d_out)."
     return self.decode(self.encode(x)).to(x.dtype)
 
-# %% ../nbs/04_sae.ipynb #19fa2f5c
+# %% ../nbs/04_sae.ipynb #9bfafddf
 _SCALED = ('b_enc', 'b_dec', 'b_gate', 'threshold') # what has the unit of the activations
 
 @patch
 @torch.no_grad()
 def rescale_(self:SAE, s:float, # > 0; the SAE was trained on activations divided by s
              out:float|None=None): # a transcoder's outputs were divided by this
-    "Turn an SAE for `x / s` into the same SAE for `x`: `sae.rescale_(s)(x)` = s · (the old sae)(x / s)."
+    "Turn an SAE for `x / s` into the same SAE for `x`: `sae.rescale_(s)(x)` = s · (the old sae)(x / s). A transcoder's: `out` · (the old one)(x / s)."
+    out = s if out is None else out
     for name in _SCALED:
-        if hasattr(self, name): getattr(self, name).mul_(s)
-    if out is not None and out != s:
-        self.b_dec.mul_(out/s); self.W_dec.mul_(out/s)
+        if hasattr(self, name): getattr(self, name).mul_(out)
+    if out != s: # the features take the outputs' unit, so that the rows of W_dec keep their length
+        self.W_enc.mul_(out/s)
         if hasattr(self, 'W_skip'): self.W_skip.mul_(out/s)
     return self
 

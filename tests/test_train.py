@@ -20,12 +20,10 @@ from saebook.sae import SAE
 from saebook.train import TrainConfig, toy_activations, train_sae
 torch.set_num_threads(1)
 acts, _ = toy_activations(3000)
-r = train_sae(SAE(16, 64, sys.argv[2], k=4), acts, TrainConfig(steps=400, batch=256, dead_after=2000), progress=False, path=sys.argv[1], save_every=7)
-r.sae.save_pretrained(sys.argv[1])
-r.history.to_json(sys.argv[1] + '/history.json')
+train_sae(SAE(16, 64, sys.argv[2], k=4), acts, TrainConfig(steps=400, batch=256, dead_after=2000), progress=False, path=sys.argv[1], save_every=7)
 """
 
-def hashes(path): return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in path.iterdir() if not f.name.startswith('.')}
+def hashes(path): return {f.relative_to(path).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in path.rglob('*') if f.is_file() and not f.name.startswith('.')}
 def start(path, act): return subprocess.Popen([sys.executable, '-c', killable, str(path), act], stderr=subprocess.PIPE)
 
 @pytest.mark.skipif(os.name == 'nt', reason='SIGKILL is POSIX')

@@ -484,7 +484,7 @@ def _drop(items, skip):
         if skip < n: yield {s: t[skip:] for s, t in x.items()}
         skip = max(0, skip - n)
 
-# %% ../nbs/07_cache.ipynb #3582c85e
+# %% ../nbs/07_cache.ipynb #5dcb0818
 class Shuffled:
     "Rows of an `ActivationCache` or of `LiveActivations` in random order: `batch(step)` depends on the step, the seed, the batch and the window's size, and on nothing that was read before."
     def __init__(self, source, at, batch, seed, layout): # layout: a block's first row, by its number; how many blocks there are, and how many make a window
@@ -500,9 +500,11 @@ class Shuffled:
     def _plan(self, epoch):
         "Blocks in their order, and where in the epoch each window begins."
         if self._plan_of[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.n_blocks)
-            ends = np.append(0, (self._first(order + 1) - self._first(order)).cumsum())
-            self._plan_of = epoch, (order, np.append(ends[:-1][::self.blocks], ends[-1]))
+            self._plan_of = None, None
+            order = np.arange(self.n_blocks, dtype=np.int32 if self.n_blocks < 2**31 else np.int64)
+            np.random.default_rng([self.seed, epoch]).shuffle(order)
+            windows = (order[i:i + self.blocks] for i in range(0, len(order), self.blocks)) # one by one: all at once would take memory with the cache's size
+            self._plan_of = epoch, (order, np.cumsum([0, *(int((self._first(w + 1) - self._first(w)).sum()) for w in windows)]))
         return self._plan_of[1]
 
     def _rows(self, epoch, w):
@@ -530,7 +532,7 @@ class Shuffled:
             yield epoch, w, at - int(starts[w]), to - int(starts[w])
             p += to - at
 
-# %% ../nbs/07_cache.ipynb #1fab4c31
+# %% ../nbs/07_cache.ipynb #2486abe9
 @patch
 def rows(self:Shuffled, step:int): # from 0, without end
     "The row numbers of a batch: int64 [batch]."
@@ -556,7 +558,7 @@ def shuffled(self:ActivationCache,
     if not window_mb > 0: raise BadInput(f'window_mb={window_mb} was given: it must be above 0')
     window, n = max(1, int(window_mb*2**20)//self._row_bytes), len(self) # all sites count, so that each alone comes in the order of all together
     block = max(1, window//4096) # 64 KiB of a window of 256 MiB: long enough for a disk
-    return Shuffled(self, self.sites if at is None else at, batch, seed, (lambda i: np.minimum(i*block, n), -(-n//block), window//block))
+    return Shuffled(self, self.sites if at is None else at, batch, seed, (lambda i: np.minimum(np.multiply(i, block, dtype=np.int64), n), -(-n//block), window//block))
 
 @patch
 def shuffled(self:SiteView, batch:int, seed:int=0, window_mb:float=256): # as for all sites

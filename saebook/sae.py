@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'SAE', 'Transcoder']
 
-# %% ../nbs/04_sae.ipynb #cafb59a6
+# %% ../nbs/04_sae.ipynb #f4806964
+import re, tempfile
 from pathlib import Path
 
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -178,7 +179,7 @@ def forward(self:Transcoder, x:torch.Tensor): # (..., d_in)
     y = self.decode(self.encode(x))
     return (y + self._rows(x).view(*x.shape[:-1], self.d_in) @ self.W_skip if self.skip else y).to(x.dtype)
 
-# %% ../nbs/04_sae.ipynb #7fe14c6d
+# %% ../nbs/04_sae.ipynb #be25d968
 _TYPES = dict(kind=str, version=int, d_in=int, n=int, activation=str, k=int, site=(dict, type(None)), info=dict, prefixes=list, d_out=int, skip=bool)
 
 def _config(sae):
@@ -194,12 +195,31 @@ def save_pretrained(self:SAE, path): # a folder, made if missing
     write_json(path/'sae.json', _config(self))
     return path
 
-# %% ../nbs/04_sae.ipynb #d5f32265
+@patch
+def push_to_hub(self:SAE, repo:str, # 'name' or 'organisation/name', made if missing
+                private:bool=False, token:str|None=None): # None: the one that `hf auth login` keeps
+    "Upload the two files of `save_pretrained` to a model repository on the Hugging Face hub; returns its address."
+    from huggingface_hub import HfApi
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as d:
+        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        return str(api.upload_folder(repo_id=repo, folder_path=self.save_pretrained(d)))
+
+# %% ../nbs/04_sae.ipynb #d47a024d
+def _folder(name, revision=None, cache_dir=None): # a folder, or a repository of the hub: then its files in the hub's cache
+    path = Path(name)
+    if path.exists() or not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(name)): return path
+    from huggingface_hub import snapshot_download
+    try: return Path(snapshot_download(str(name), revision=revision, cache_dir=cache_dir, allow_patterns=['sae.json', 'sae.safetensors']))
+    except Exception as e: # the hub's client raises many kinds, often over several lines
+        raise BadInput(f'{str(name)!r} is no folder, and could not be had from the hub ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}): give a folder that SAE.save_pretrained wrote, or a repository you may read') from None
+
 @patch(cls_method=True)
-def from_pretrained(cls:SAE, path): # a folder that `save_pretrained` wrote
+def from_pretrained(cls:SAE, path, # a folder that `save_pretrained` wrote, or a repository on the hub, 'organisation/name'
+                    revision:str|None=None, cache_dir=None): # of the repository; None: the newest, in the hub's own cache
     "Load an SAE. Raises `BadInput` if a file is missing or the tensors do not fit the configuration."
     from safetensors import SafetensorError, safe_open
-    path = Path(path)
+    path = _folder(path, revision, cache_dir)
     for f in ('sae.json', 'sae.safetensors'):
         if not (path/f).is_file(): raise BadInput(f'{str(path)!r} has no {f}: give a folder that SAE.save_pretrained wrote')
     try: cfg = read_json(path/'sae.json')

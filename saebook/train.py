@@ -29,7 +29,7 @@ def toy_activations(tokens=20_000, d=16, n_true=32, k=2, seed=0):
     which = torch.rand(tokens, n_true, generator=g).topk(k, dim=1).indices
     return codes.decode(SparseCode(1 + torch.rand(tokens, k, generator=g), which, n_true), D), D
 
-# %% ../nbs/08_train.ipynb #e9c91022
+# %% ../nbs/08_train.ipynb #c852ea89
 @dataclass
 class TrainConfig:
     "Everything a training depends on besides the SAE and the activations."
@@ -50,6 +50,7 @@ class TrainConfig:
     dead_after:int = 20_000 # a feature that has not fired for so many tokens counts as dead
     clip:float = 1.         # largest gradient norm; 0: no limit
     outlier:float = 0.      # tokens whose norm is more than so many times the median are left out; 0: none
+    window_mb:float = 256   # from a cache: memory for the tokens at hand, of which batches are drawn, in MiB
     data_init:bool = False  # start from the directions of tokens instead of random ones
     log_every:int = 20      # steps between rows of the history
     exact:bool = False      # never screen entries in low precision
@@ -303,13 +304,13 @@ def _said(logits, ids, mask, clean=None): # [batch, seq, vocabulary], [batch, se
     real = mask.bool().to(logits.device)
     return F.kl_div(logits[real].log_softmax(-1), clean[real].log_softmax(-1), reduction='batchmean', log_target=True)
 
-# %% ../nbs/08_train.ipynb #7ef155da
+# %% ../nbs/08_train.ipynb #72b9e603
 def _reads(sae): # -> the sites of what it reads and of what it is to say
     at = sae.site.at(None)
     return (at, Site(at.path, 'output')) if isinstance(sae, Transcoder) else (at, at)
 
-def _inside(trainer, model, ctx, dead):
-    "The loss of some contexts with the SAE in its place, as `loss_of` gives it."
+def _inside(trainer, model, ctx, weight, dead):
+    "The loss of some contexts with the SAE in its place, as `loss_of` gives it; weight: of what the model says, in a batch of which this is a part."
     sae, cfg, (a, b), n, got = trainer.sae, trainer.cfg, trainer.scale, int(ctx.attention_mask.sum(1).max()), {}
     inputs, use = dict(input_ids=ctx.input_ids[:, :n], attention_mask=ctx.attention_mask[:, :n]), ctx.use[:, :n]
     clean = _logits(model, inputs) if cfg.loss == 'kl' else None
@@ -325,16 +326,20 @@ def _inside(trainer, model, ctx, dead):
         return h.masked_scatter(here[..., None], (guess*b).to(h))
     reads, says = _reads(sae)
     with sites.patch(model, {reads: say} if reads == says else {reads: hear, says: say}): logits = _logits(model, inputs, grad=True)
-    task = _said(logits, inputs['input_ids'], inputs['attention_mask'], clean)
+    task = weight*_said(logits, inputs['input_ids'], inputs['attention_mask'], clean)
     loss, fvu = _judge(sae, *got['args'], cfg, dead, task)
     return loss, {cfg.loss: task.detach(), 'fvu': fvu, 'l0': got['l0']}, got['fired']
 
-# %% ../nbs/08_train.ipynb #5e909df5
+# %% ../nbs/08_train.ipynb #c9083988
 def _step_in(trainer, model, ctx, rate=1.): # a causal model, `Contexts`: the whole batch
     "One optimiser step end to end; the figures of the batch: loss, ce or kl, fvu, l0, dead."
-    rows = int(ctx.use.sum())
+    def counts(c): # tokens that are learnt from, and those about which the model says something
+        m = c.attention_mask
+        return int(c.use.sum()), int((m[:, 1:]*m[:, :-1] if trainer.cfg.loss == 'ce' else m).sum())
+    rows, says = counts(ctx)
     parts = [ctx[i.numpy()] for i in _ours(torch.arange(len(ctx)), trainer.cfg.accumulate)]
-    return trainer._learn([(int(c.use.sum())/rows, functools.partial(_inside, trainer, model, c)) for c in parts], rows, rate)
+    parts = [(c, counts(c)) for c in parts]
+    return trainer._learn([(n/rows, functools.partial(_inside, trainer, model, c, m/says*rows/n)) for c, (n, m) in parts], rows, rate)
 
 # %% ../nbs/08_train.ipynb #9311b76c
 @dataclass(repr=False)
@@ -346,7 +351,7 @@ class TrainResult:
     seconds: float
     def __repr__(self): return f'TrainResult: {self.sae}, last fvu {self.history.fvu.iloc[-1]:.4f}, {len(self.history)} rows of history'
 
-# %% ../nbs/08_train.ipynb #f7f6954d
+# %% ../nbs/08_train.ipynb #13261903
 def check_activations(x, d): # the tensor a caller gave, and the width it should have
     "Raise `BadInput` unless `x` is a finite float tensor (..., d) with rows; returns it as [rows, d]."
     if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise BadInput(f'activations of type {getattr(x, "dtype", type(x).__name__)} were given: give a float tensor (..., {d})')
@@ -356,12 +361,13 @@ def check_activations(x, d): # the tensor a caller gave, and the width it should
     if bad.any(): raise BadInput(f'{int(bad.sum())} of {len(x)} activations hold NaN or infinity (the first is row {int(bad.nonzero()[0])}): read them in float32 or leave these rows out')
     return x
 
-def _spread(x): # mean [d] and root mean square around it
-    mean = x.float().mean(0)
-    if (x == x[0]).all(): raise BadInput(f'{len(x)} activations that are all equal were given: there is nothing to learn')
-    scale = (x.double() - mean).square().mean().sqrt().item()
+def _spread(x): # mean [d] and root mean square around it, part by part: a copy in double precision could be too large
+    parts = x.split(max(1, 2**18//x.shape[1]))
+    if not any((p != x[0]).any() for p in parts): raise BadInput(f'{len(x)} activations that are all equal were given: there is nothing to learn')
+    mean = sum(p.double().sum(0) for p in parts)/len(x)
+    scale = (sum((p.double() - mean).square().sum() for p in parts)/x.numel()).sqrt().item()
     if not 1e-12 < scale < 1e12: raise BadInput(f'activations with a spread of {scale:.0e} were given: bring them to a size that float32 can train on')
-    return mean, scale
+    return mean.float(), scale
 
 class _Feed:
     "What a training is fed: `batch(step)` gives tensors by key, `keys` say of each SAE what it reads and what it is to say."
@@ -382,9 +388,16 @@ def _from_sites(saes, source, cfg, keys=None, where=None): # a cache, or a model
     live = source if isinstance(source, LiveActivations) else None
     name = [str(a) for a in at], source.name if live else digest(source.manifest)
     if cfg.loss != 'fvu': return _whole(source, keys, at, name, cfg)
-    order = source.shuffled(cfg.batch, cfg.seed, at=at)
-    some = [order.batch(i) for i in range(min(16, len(order)))]
-    return _Feed(order.batch, keys, {a: torch.cat([x[a] for x in some]) for a in at}, name, where, live)
+    order = source.shuffled(cfg.batch, cfg.seed, at=at, **({} if live else dict(window_mb=cfg.window_mb)))
+    enough = max(4096, max(s.n for s in saes) if cfg.data_init else 0) # tokens to know the mean and the spread by
+    return _Feed(order.batch, keys, _first(order, max(1, min(enough//cfg.batch, len(order)))), name, where, live)
+
+def _first(order, n): # the first batches as one
+    x = order.batch(0)
+    out = {a: t.new_empty(n*len(t), t.shape[1]) for a, t in x.items()}
+    for i in range(n):
+        for a, t in (x if i == 0 else order.batch(i)).items(): out[a][i*len(t):(i + 1)*len(t)] = t
+    return out
 
 def _whole(live, keys, at, name, cfg): # whole contexts, for what the model says about them
     if not isinstance(live, LiveActivations): raise BadInput(f"loss={cfg.loss!r} was asked for with {live!r}: it needs the model, so give LiveActivations(model, contexts)")
@@ -416,7 +429,7 @@ def _check_sae(sae):
     if sae.W_dec.dtype != torch.float32: raise BadInput(f'an SAE in {sae.W_dec.dtype} was given: train it in float32 (sae.float()) and convert it afterwards')
     if (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
 
-# %% ../nbs/08_train.ipynb #6916a7a1
+# %% ../nbs/08_train.ipynb #e1f518c6
 @torch.no_grad()
 def _start_from(sae, x, y, seed): # x [rows, d_in], y [rows, d_out] around their means
     g = torch.Generator().manual_seed(seed)
@@ -426,17 +439,21 @@ def _start_from(sae, x, y, seed): # x [rows, d_in], y [rows, d_out] around their
     enc[:m] = F.normalize(x[pick], dim=1).to(enc)*torch.linalg.vector_norm(enc[:m], dim=1, keepdim=True)
     sae.W_dec[:m] = F.normalize(y[pick], dim=1).to(sae.W_dec)
 
-def _spreads(x, y, cfg): # some of what is read [rows, d_in], and is to be said: which rows are no outliers, the longest, means and spreads of both
-    longest, norm = torch.inf, torch.linalg.vector_norm(x.float(), dim=1)
-    if cfg.outlier: longest = cfg.outlier*norm.median().item()
-    fine = norm <= longest
-    return (fine, longest, *_spread(x[fine] if cfg.outlier else x), *_spread(y[fine] if cfg.outlier else y))
+def _spreads(x, y, cfg): # some of what is read [rows, d_in], and is to be said: norm of the longest token that is no outlier, means and spreads of both
+    longest = torch.inf
+    if cfg.outlier:
+        norm = torch.linalg.vector_norm(x.float(), dim=1)
+        longest = cfg.outlier*norm.median().item()
+        x, y = x[norm <= longest], y[norm <= longest]
+    return longest, *_spread(x), *_spread(y)
 
 @torch.no_grad()
 def _begin(sae, cfg, x, y, spreads):
-    fine, longest, mean_x, a, mean, b = spreads
+    longest, mean_x, a, mean, b = spreads
     t = Trainer(sae, cfg, mean, (a, b), longest)
-    if cfg.data_init: _start_from(sae, (x[fine].float() - mean_x)/a, (y[fine].float() - mean)/b, cfg.seed)
+    if cfg.data_init:
+        fine = torch.linalg.vector_norm(x.float(), dim=1) <= longest
+        _start_from(sae, (x[fine].float() - mean_x)/a, (y[fine].float() - mean)/b, cfg.seed)
     if processes()[1] > 1:
         for p in [*sae.parameters(), *sae.buffers()]: torch.distributed.broadcast(_flat(p.data), 0)
     return t

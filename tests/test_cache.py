@@ -109,7 +109,9 @@ import torch
 torch.set_num_threads(1)
 from saebook.cache import ActivationCache, FeatureCache
 from saebook.codes import SparseCode
+from saebook.sae import SAE
 from saebook.sites import Site
+from saebook.train import TrainConfig, train_sae
 anonymous = lambda: int(re.search(r'^Anonymous:\\s+(\\d+)', Path('/proc/self/smaps_rollup').read_text(), re.M)[1])/1024
 data = lambda: int(re.search(r'^VmData:\\s+(\\d+)', Path('/proc/self/status').read_text(), re.M)[1])/1024
 root, d, rows, n, allowed = Path(sys.argv[1]), 512, 1024, 320, 16 # 320 tensors of 1 MiB in bfloat16, 16 MiB of memory
@@ -131,6 +133,10 @@ def work(name, n):
         if s % 16 == 0: most = max(most, anonymous())
     assert seen.all()
     c.verify(progress=False)
+    del data, x, r
+    h = train_sae(SAE(d, 16, k=2), c, TrainConfig(steps=len(c)//512, batch=128, window_mb=2, log_every=50), progress=False, path=root/(name + 't')).history
+    assert h.fvu.notna().all() and h.fvu.iloc[-1] < h.fvu.iloc[0]
+    most = max(most, anonymous())
     f = FeatureCache.create(root/(name + 'f'), Coder(), c, index_mb=1, batch=1024, progress=False)
     assert int(f.firing_counts().sum()) == len(c)
     return sum(p.stat().st_size for p in (root/name).iterdir())/2**20, max(most, anonymous())

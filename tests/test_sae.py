@@ -144,3 +144,24 @@ def test_a_trained_sae_goes_on_from_where_it_was():
     train_sae(sae, acts, TrainConfig(steps=300, lr=5e-3), progress=False)
     again = train_sae(sae, acts, TrainConfig(steps=2, lr=1e-6), progress=False).history.fvu.iloc[0]
     assert abs(again - first) < .02
+
+def test_an_sae_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch):
+    "The hub's own client reads its cache: what was uploaded is laid out as it would be downloaded."
+    import huggingface_hub, shutil
+    from types import SimpleNamespace
+    class Api:
+        def __init__(self, token=None): pass
+        def create_repo(self, repo, private, exist_ok): return SimpleNamespace(repo_id=f'me/{repo}' if '/' not in repo else repo)
+        def upload_folder(self, repo_id, folder_path):
+            home = tmp_path/f'models--{repo_id.replace("/", "--")}'
+            shutil.copytree(folder_path, home/'snapshots'/'abc')
+            (home/'refs').mkdir(); (home/'refs'/'main').write_text('abc')
+            return f'hub/{repo_id}'
+    monkeypatch.setattr(huggingface_hub, 'HfApi', Api)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    sae = make('topk')
+    assert sae.push_to_hub('mine') == 'hub/me/mine'
+    back = SAE.from_pretrained('me/mine', cache_dir=tmp_path)
+    assert all((a == b).all() for a, b in zip(sae.state_dict().values(), back.state_dict().values()))
+    with pytest.raises(BadInput, match='could not be had from the hub') as e: SAE.from_pretrained('me/other', cache_dir=tmp_path)
+    assert '\n' not in str(e.value)

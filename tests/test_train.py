@@ -191,3 +191,42 @@ def test_training_from_a_cache_and_going_on_after_an_interrupt(tmp_path):
     run('stopped')
     assert hashes(tmp_path/'whole') == hashes(tmp_path/'stopped')
     with pytest.raises(BadInput, match='width 16 were given'): train_sae(SAE(8, 64, k=4), view, **fast)
+
+# --- gradients
+
+@pytest.mark.parametrize('act', ACTIVATIONS)
+@pytest.mark.parametrize('aux', [0., .5])
+def test_gradients_are_those_of_plain_dense_code(act, aux):
+    "Each activation function's whole loss, AuxK and a transcoder's skip included, in double precision."
+    torch.manual_seed(1)
+    t, x, y = Transcoder(8, 24, act, k=3, d_out=6, skip=True).double(), torch.randn(40, 8).double(), torch.randn(40, 6).double()
+    with torch.no_grad():
+        for p in t.parameters(): p.add_(.3*torch.randn_like(p))
+        if act == 'jump_relu': t.threshold.uniform_(.3, 1)
+    cfg, dead = TrainConfig(aux=aux, width=.2), torch.arange(24) % 3 == 0
+    def by_hand():
+        pre = x @ t.W_enc + (0 if act == 'gated' else t.b_enc)
+        f, cost = F.relu(pre), 0
+        if act == 'topk': f = f*(pre >= pre.topk(3).values[:, -1:])
+        elif act == 'batch_topk': f = f*(pre >= pre.flatten().topk(3*40).values[-1])
+        elif act == 'group_max': f = f*F.one_hot(pre.view(40, 3, 8).argmax(2), 8).view(40, 24)
+        elif act == 'relu': cost = cfg.l1*f.sum(1).mean()
+        elif act == 'gated':
+            gate = pre + t.b_gate
+            f = F.relu(pre*t.r_mag.exp() + t.b_enc)*(gate > 0)
+            cost = cfg.l1*F.relu(gate).sum(1).mean() + (y - F.relu(gate) @ t.W_dec.detach() - t.b_dec.detach()).square().mean()
+        else: # the threshold's gradient is that of a step blurred over the bandwidth: a term whose value is 0 and whose slope is the estimate
+            on, near = (f > t.threshold).double(), ((f - t.threshold).abs() < .1).double()/.2
+            shift = t.threshold - t.threshold.detach()
+            f, cost = f*on - t.threshold.detach()*near*shift, cfg.l0*(on - near*shift).sum(1).mean()
+        err = y - (f @ t.W_dec + t.b_dec + x @ t.W_skip)
+        off = x @ t.W_enc + (t.b_gate if act == 'gated' else t.b_enc)
+        off = off.masked_fill(~dead, -torch.inf)
+        g = F.relu(off.where(off >= off.topk(3).values[:, -1:], 0)) @ t.W_dec
+        e = err.detach()
+        return err.square().mean() + cost + aux*(g - e).square().sum()/(e - e.mean(0)).square().sum()
+    grads = []
+    for loss in (loss_of(t, x, y, cfg, dead)[0], by_hand()):
+        t.zero_grad(); loss.backward(); grads.append([loss.detach(), *(p.grad.clone() for p in t.parameters())])
+    assert all(g.abs().sum() > 0 for g in grads[0])
+    for (name, _), a, b in zip([('loss', 0), *t.named_parameters()], *grads): torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8, msg=name)

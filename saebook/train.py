@@ -458,18 +458,22 @@ def _begin(sae, cfg, x, y, spreads):
         for p in [*sae.parameters(), *sae.buffers()]: torch.distributed.broadcast(_flat(p.data), 0)
     return t
 
-# %% ../nbs/08_train.ipynb #7825b43f
-def _save(path, tracks, histories, step, run):
+# %% ../nbs/08_train.ipynb #96c80652
+@contextlib.contextmanager
+def _room(path):
+    "Tell of a full disk in one sentence."
     from safetensors import SafetensorError
+    try: yield
+    except (OSError, SafetensorError) as e:
+        if not any(m in str(e) for m in ('No space left', 'Disk quota', 'os error 28', 'os error 122')): raise
+        raise BadInput(f'the disk is full while {str(path)!r} is written: make room and run the same call again, it goes on from the last checkpoint, if there is one') from None
+
+def _save(path, tracks, histories, step, run):
     from safetensors.torch import save_file
     tensors = {f'{i}.{k}': v.cpu() for i, t in enumerate(tracks) for k, v in t.state().items()}
     for k, v in tensors.items():
         if v.is_floating_point() and not torch.isfinite(v).all(): raise FloatingPointError(f'{k} holds NaN or infinity after step {step - 1}: lower TrainConfig.lr; the checkpoint before it is kept')
-    try:
-        with atomic(path/'checkpoint.safetensors') as tmp: save_file(tensors, tmp, dict(state=json.dumps(dict(step=step, run=run, history=histories)))) # one entry: several come in any order
-    except (OSError, SafetensorError) as e:
-        if not any(m in str(e) for m in ('No space left', 'Disk quota', 'os error 28', 'os error 122')): raise
-        raise BadInput(f'the disk is full while {str(path)!r} is written, after step {step - 1}: make room and run the same call again, it goes on from the checkpoint before') from None
+    with atomic(path/'checkpoint.safetensors') as tmp: save_file(tensors, tmp, dict(state=json.dumps(dict(step=step, run=run, history=histories)))) # one entry: several come in any order
 
 def _load(path, tracks, run): # -> histories, step
     from safetensors import SafetensorError, safe_open
@@ -510,7 +514,7 @@ class _History:
     def add(self, row):
         with self.path.open('a', encoding='utf-8') as f: f.write(self.line(row))
 
-# %% ../nbs/08_train.ipynb #67ce26f3
+# %% ../nbs/08_train.ipynb #76d1f519
 def _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step):
     bar = tqdm(range(first, cfg.steps), disable=not progress, desc='train', leave=False, initial=first, total=cfg.steps)
     for step in bar:
@@ -525,6 +529,26 @@ def _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step):
             on_row(i, row)
         on_step(step + 1)
 
+def _run(saes, feed, cfg, spreads, path, run, save_every, progress, on_log): # -> the rows of each SAE's history
+    (rank, world), tracks, rows, first, lines = processes(), [], [[] for _ in saes], 0, None
+    try:
+        for s, k in zip(saes, feed.keys): tracks.append(_begin(s, cfg, *map(feed.sample.get, k), spreads[k]))
+        feed.sample = None
+        if path:
+            rows, first = _load(path, tracks, run)
+            if world > 1: torch.distributed.barrier() # nobody writes before all have read
+            if rank == 0: lines = _History(path, rows)
+        def on_row(i, row):
+            if lines: lines.add(dict(row, sae=i))
+            on_log(i, row)
+        def on_step(done):
+            if lines and (done % save_every == 0 or done == cfg.steps): _save(path, tracks, rows, done, run)
+        with _frozen(feed.live.model) if feed.live else contextlib.nullcontext(): _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step)
+    finally:
+        for t in tracks: t.done()
+    return rows
+
+# %% ../nbs/08_train.ipynb #0bbc8d5f
 def train_sae(sae,                     # an `SAE` or `Transcoder`, or several as a list, in one stream of tokens. Trained in place, on their own devices
               activations,             # (..., d_in), any float dtype and device, or a site of an `ActivationCache`, or for a transcoder a pair of these: inputs and outputs;
                                        # or a whole cache or `LiveActivations`: each SAE then reads at its own `site`
@@ -545,29 +569,13 @@ def train_sae(sae,                     # an `SAE` or `Transcoder`, or several as
     for s in saes: _check_sae(s)
     spreads = {k: _spreads(*map(feed.sample.get, k), cfg) for k in dict.fromkeys(feed.keys)}
     about = _describe(saes, feed, cfg)
-    if path is not None:
-        path = out_dir(path)
-        if rank == 0: _open(path, saes, many, save_every, feed, about)
-    tracks = []
-    try:
-        for s, k in zip(saes, feed.keys): tracks.append(_begin(s, cfg, *map(feed.sample.get, k), spreads[k]))
-        feed.sample = None
-        run, rows, first, lines = digest(about), [[] for _ in saes], 0, None
-        if path:
-            rows, first = _load(path, tracks, run)
-            if world > 1: torch.distributed.barrier()
-            if rank == 0: lines = _History(path, rows)
-        def on_row(i, row):
-            if lines: lines.add(dict(row, sae=i))
-            if on_log: on_log(dict(row, sae=i) if many else row)
-        def on_step(done):
-            if lines and (done % save_every == 0 or done == cfg.steps): _save(path, tracks, rows, done, run)
-        with _frozen(feed.live.model) if feed.live else contextlib.nullcontext(): _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step)
-    finally:
-        for t in tracks: t.done()
-    for i, s in enumerate(saes):
-        s.info['train'] = asdict(cfg)
-        if path and rank == 0: s.save_pretrained(path/(f'sae-{i}' if many else 'sae'))
+    if path is not None: path = out_dir(path)
+    with _room(path) if path else contextlib.nullcontext():
+        if path and rank == 0: _open(path, saes, many, save_every, feed, about)
+        rows = _run(saes, feed, cfg, spreads, path, digest(about), save_every, progress, lambda i, row: on_log and on_log(dict(row, sae=i) if many else row))
+        for i, s in enumerate(saes):
+            s.info['train'] = asdict(cfg)
+            if path and rank == 0: s.save_pretrained(path/(f'sae-{i}' if many else 'sae'))
     results = [TrainResult(s, pd.DataFrame(r), cfg, time.time() - t0) for s, r in zip(saes, rows)]
     return results if many else results[0]
 

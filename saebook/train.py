@@ -97,7 +97,7 @@ def aux_loss(sae:SAE, x:torch.Tensor, residual:torch.Tensor, # x [rows, d_in], r
     guess = torch.where(pre >= least, F.relu(pre), 0) @ sae.W_dec.index_select(0, ids)
     return (guess - target).square().sum()/len(x) / _variance(target).clamp_min(1e-12)
 
-# %% ../nbs/08_train.ipynb #bb84cbda
+# %% ../nbs/08_train.ipynb #acd8165a
 def _out(sae, code, x, upto=None): # code: a SparseCode or dense
     if upto is not None: code = SparseCode(code.values*(code.indices < upto), code.indices, code.n, code._entries) if isinstance(code, SparseCode) else torch.cat([code[:, :upto], torch.zeros_like(code[:, upto:])], 1)
     y = sae.decode(code)
@@ -137,7 +137,9 @@ def _judge(sae, x, y, code, guess, cost, cfg, dead, task=None):
         own = (fvu + sum((y - _out(sae, code, x, m)).square().mean() for m in sae.prefixes))/(1 + len(sae.prefixes))
         task = own if task is None else task + cfg.local*own
     loss = task + cost
-    if cfg.aux and dead is not None: loss = loss + cfg.aux*aux_loss(sae, x, err, dead)
+    if cfg.aux and dead is not None:
+        some = slice(None, None, min(8, max(1, len(x)//256))) # an eighth of a large batch is enough for features that win half of all dead entries
+        loss = loss + cfg.aux*aux_loss(sae, x[some], err[some], dead)
     return loss, fvu.detach()
 
 def loss_of(sae:SAE, x:torch.Tensor, y:torch.Tensor, # [rows, d_in], [rows, d_out]: what is read, and what is to be said (of an SAE: the same)
@@ -429,7 +431,7 @@ def _check_sae(sae):
     if sae.W_dec.dtype != torch.float32: raise BadInput(f'an SAE in {sae.W_dec.dtype} was given: train it in float32 (sae.float()) and convert it afterwards')
     if (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
 
-# %% ../nbs/08_train.ipynb #e1f518c6
+# %% ../nbs/08_train.ipynb #2a601e3c
 @torch.no_grad()
 def _start_from(sae, x, y, seed): # x [rows, d_in], y [rows, d_out] around their means
     g = torch.Generator().manual_seed(seed)
@@ -438,6 +440,10 @@ def _start_from(sae, x, y, seed): # x [rows, d_in], y [rows, d_out] around their
     enc, m = sae.W_enc.T, len(pick)
     enc[:m] = F.normalize(x[pick], dim=1).to(enc)*torch.linalg.vector_norm(enc[:m], dim=1, keepdim=True)
     sae.W_dec[:m] = F.normalize(y[pick], dim=1).to(sae.W_dec)
+
+def _fit_length(sae, x): # with rows of unit length the k features that fire overshoot, the more of them the further; the support stays as it is
+    y = sae(x) - sae.b_dec
+    sae.W_enc.mul_(((x - sae.b_dec)*y).sum()/y.square().sum().clamp_min(1e-12))
 
 def _spreads(x, y, cfg): # some of what is read [rows, d_in], and is to be said: norm of the longest token that is no outlier, means and spreads of both
     longest = torch.inf
@@ -449,11 +455,12 @@ def _spreads(x, y, cfg): # some of what is read [rows, d_in], and is to be said:
 
 @torch.no_grad()
 def _begin(sae, cfg, x, y, spreads):
-    longest, mean_x, a, mean, b = spreads
+    (longest, mean_x, a, mean, b), fresh = spreads, not sae.b_dec.any()
     t = Trainer(sae, cfg, mean, (a, b), longest)
     if cfg.data_init:
         fine = torch.linalg.vector_norm(x.float(), dim=1) <= longest
         _start_from(sae, (x[fine].float() - mean_x)/a, (y[fine].float() - mean)/b, cfg.seed)
+    if fresh and not isinstance(sae, Transcoder): _fit_length(sae.train(), (x[::-(-len(x)//4096)].float()/a).to(sae.W_enc.device))
     if processes()[1] > 1:
         for p in [*sae.parameters(), *sae.buffers()]: torch.distributed.broadcast(_flat(p.data), 0)
     return t

@@ -121,16 +121,14 @@ def jump_count(pre, theta, width:float=1e-3):
     "1 for each entry above its threshold: summed over features it is the L0 whose gradient reaches `theta` (eq. 12)."
     return _Jump.apply(pre, theta, width, True)
 
-# %% ../nbs/03_codes.ipynb #9ab5f7fb
+# %% ../nbs/03_codes.ipynb #7ded4e52
 class _Entries:
     "The entries of a code [rows, m] sorted by feature, made when first asked for."
     def __init__(self, indices, n): self.indices, self.n, self.made = indices, n, None
     def get(self):
         if self.made is None:
-            flat = self.indices.reshape(-1)
-            perm = flat.to(torch.int32).sort(stable=True).indices
-            count = torch.bincount(flat, minlength=self.n)
-            self.made = perm, perm // self.indices.shape[-1], count.cumsum(0) - count
+            count = torch.bincount(self.indices.reshape(-1), minlength=self.n)
+            self.made = *_by_feature(self.indices), count.cumsum(0) - count
         return self.made
     def sum(self, weights, x): # weights [rows, m], x [rows, d]
         "For each feature the sum of weight times row of `x` over its entries: [n, d]."
@@ -139,11 +137,15 @@ class _Entries:
 
 def _bags(indices, W, weights): return F.embedding_bag(indices, W, per_sample_weights=weights, mode='sum')
 
-def _dots(x, W, indices): # x [rows, d], W [n, d], indices [rows, m]: x_r · W_i for each entry, [rows, m]
-    rows, m = indices.shape
-    at = torch.arange(rows, device=x.device)
-    # the gradient that embedding_bag gives its weights is this product: one pass over the rows of W in use, nothing gathered
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(x.contiguous(), W, indices.reshape(-1), at*m, at.repeat_interleave(m), 0, -1).view(rows, m)
+def _by_feature(indices): # [rows, m]: the entries in the order of features, and the row of each
+    perm = indices.reshape(-1).to(torch.int32).sort(stable=True).indices
+    return perm, perm // indices.shape[-1]
+
+def _dots(x, W, indices, order=None): # x [rows, d], W [n, d], indices [rows, m]: x_r · W_i for each entry, [rows, m]
+    perm, row = order or _by_feature(indices)
+    # the gradient that embedding_bag gives its weights is this product, and nothing is gathered; in the order of features each row of W is read once
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(x.contiguous(), W, indices.reshape(-1)[perm], row[:1], row, 0, -1)
+    return torch.empty_like(dots).index_copy_(0, perm, dots).view(indices.shape)
 
 class _Decode(torch.autograd.Function):
     @staticmethod
@@ -154,7 +156,7 @@ class _Decode(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         (values, W), e, g = ctx.saved_tensors, ctx.entries, g.contiguous()
-        return _dots(g, W, e.indices) if ctx.needs_input_grad[0] else None, e.sum(values, g) if ctx.needs_input_grad[1] else None, None
+        return _dots(g, W, e.indices, e.get()[:2]) if ctx.needs_input_grad[0] else None, e.sum(values, g) if ctx.needs_input_grad[1] else None, None
 
 @patch
 def entries(self:SparseCode):
@@ -191,14 +193,14 @@ def sampled(x:torch.Tensor,      # [rows, d]
     "`(x - shift) @ W.T + b` at the entries of a code: [rows, m]. Differentiable once, in everything but the code."
     return _Sampled.apply(x, shift, W, b, code.entries(), values)
 
-# %% ../nbs/03_codes.ipynb #58299131
+# %% ../nbs/03_codes.ipynb #9307c9b1
 def _top(pre, k): # [rows, n]
     "`pre.topk(k)`, in no order."
     n = pre.shape[1]
     groups = 1 << math.ceil(math.log2(k*n)/2) # as many as there are entries in the k groups that are searched, about
     size = n//groups
     if size < 4 or k > groups: return pre.topk(k, dim=1, sorted=False)
-    best = pre[:, :size*groups].view(-1, size, groups).amax(1).topk(k, dim=1, sorted=False).indices
+    best = _top(pre[:, :size*groups].view(-1, size, groups).amax(1), k)[1]
     at = (best[:, :, None] + torch.arange(size, device=pre.device)*groups).flatten(1)
     if size*groups < n: at = torch.cat([at, torch.arange(size*groups, n, device=pre.device).expand(len(at), -1)], 1)
     v, j = pre.gather(1, at).topk(k, dim=1, sorted=False)
@@ -215,39 +217,68 @@ def _exact(x, W, b, k):
     for i, j in _blocks(len(x), len(W)): v[i:j], idx[i:j] = _top(torch.addmm(b, x[i:j], W.T), k)
     return v, idx
 
-# %% ../nbs/03_codes.ipynb #327ca6f8
+# %% ../nbs/03_codes.ipynb #bb116ffb
 def _screens(x, W, k):
     "Whether screening pays: a processor with dot products of bytes, and a product large enough."
     fast = getattr(torch.cpu, '_is_vnni_supported', lambda: False)
-    return x.device.type == 'cpu' and x.dtype == W.dtype == torch.float32 and len(x) >= 64 and len(W) >= 1024 and W.shape[1] >= 256 and k <= len(W)//16 and fast()
+    return x.device.type == 'cpu' and x.dtype == W.dtype == torch.float32 and len(x) >= 64 and len(W) >= 1024 and W.shape[1] >= 256 and not len(W)%_SHARE and k <= len(W)//16 and fast()
 
-def _bytes(t, scale): # [rows, d], [d] -> the product in int8, and the size [rows] of one step
-    q, step = torch.empty(t.shape, dtype=torch.int8), torch.empty(len(t))
-    for i in range(0, len(t), 256): # a part that the processor's cache holds
-        w = t[i:i+256]*scale
-        s = step[i:i+256] = w.abs().amax(1).clamp_min_(1e-30).div_(127)
-        q[i:i+256] = w.mul_((1/s)[:, None]).round_()
-    return q, step
+_SHARE, _MORE = 8, 8 # so many neighbouring features have steps of one size; so many further dimensions carry the bias
+
+def _bytes(t, scale, more, share=1): # [rows, d], [d], [rows]: what stands in the further dimensions; rows with steps of one size
+    "The product in int8, the first rows of all groups before the second ones, and the size [groups] of one step."
+    rows, d = t.shape
+    q, step = torch.empty(share, rows//share, d + _MORE, dtype=torch.int8), torch.empty(rows//share)
+    for i in range(0, rows, 256): # a part that the processor's cache holds
+        w, m, to = t[i:i+256]*scale, more[i:i+256], slice(i//share, (i + 256)//share)
+        s = step[to] = torch.maximum(w.abs().amax(1), m.abs()).view(-1, share).amax(1).clamp_min_(1e-30).div_(127)
+        s = (1/s)[:, None]
+        q[:, to, :d] = w.view(-1, share, d).mul_(s[..., None]).round_().transpose(0, 1)
+        q[:, to, d:] = (m.view(-1, share)*s).round_().T[..., None]
+    return q.view(rows, -1), step
 
 class Rough:
-    "An encoder's rows `W` [n, d] in 8 bits, for activations like `x` [rows, d]: kept while `W` stays as it is, it need not be made again."
-    def __init__(self, x, W):
+    "An encoder's rows `W` [n, d] and biases `b` [n] in 8 bits, for activations like `x` [rows, d]: kept while they stay as they are, they need not be made again."
+    def __init__(self, x, W, b):
         # dimensions in which x is large would leave no steps to the others: W takes over half of their size (Xiao et al. 2023)
         self.scale = x.abs().amax(0).clamp_min_(1e-30).sqrt_()
-        self.values, self.step = _bytes(W, self.scale)
+        wide, tall = ((t.abs().amax(1).median()) for t in (x[:256]/self.scale, W[::max(1, len(W)//256)]*self.scale))
+        # what stands in a further dimension of x: so much that the biases do not stand out of W, unless it would stand out of x
+        self.one = torch.minimum(b.abs().amax()/(_MORE*tall), wide/2).clamp(1e-30, 1e30)
+        self.values, self.step = _bytes(W, self.scale, b/(_MORE*self.one), _SHARE)
+        self.fits = bool(self.step.amax() <= 6*self.step.median()) # a feature far larger than all others leaves no steps to its neighbours
+        self.uses, self.packed = 0, None
+    def pack(self, look): # [rows, c] of a batch, in steps
+        "From now on have products come out in 8 bits as well, which is worth it for rows `W` that are kept."
+        self.uses += 1
+        if self.uses < 2 or self.packed is not None or not hasattr(torch.ops.onednn, 'qlinear_prepack'): return
+        self.packed = torch.ops.onednn.qlinear_prepack(self.values, [256, self.values.shape[1]])
+        self.top = max(3*look.amin(1).median().item(), 1e-30) # what is larger is a candidate for certain
+        self.args = self.step.repeat(_SHARE), torch.zeros(len(self.step)*_SHARE, dtype=torch.long)
+        self.values, self.step = None, torch.full_like(self.step, self.top/255)
+    def product(self, q, out):
+        if self.packed is None: return torch._int_mm(q, self.values.T, out=out[:len(q)])
+        return torch.ops.onednn.qlinear_pointwise(q, 1., 128, self.packed, *self.args, None, self.top/255, 0, torch.uint8, 'none', [], '')
 
 def _screen(x, W, b, c, rough=None):
-    "The `c` entries of each row that look largest in 8 bits, how large they look, and the size [rows] that errors scale with."
-    rough = rough or Rough(x, W)
-    xq, xs = _bytes(x, 1/rough.scale)
-    wq, ws = rough.values, rough.step
-    size = next(_blocks(len(x), len(W)))[1]
-    whole, look = torch.empty(size, len(W), dtype=torch.int32), torch.empty(size, len(W))
+    "The `c` entries of each row that look largest in 8 bits, how large they look (infinity: too large to say), and the size [rows] that errors scale with."
+    rough, each = rough or Rough(x, W, b), torch.arange(_SHARE)
+    if not rough.fits: return None
+    q, unit = _bytes(x, 1/rough.scale, rough.one.expand(len(x)))
+    if rough.packed is not None: q = q.view(torch.uint8).bitwise_xor_(128)
+    blocks = list(_blocks(len(x), len(W)//2)) # the product packs W anew for each
+    whole = torch.empty(0 if rough.packed is not None else blocks[0][1], len(W), dtype=torch.int32)
     v, idx = x.new_empty(len(x), c), torch.empty(len(x), c, dtype=torch.long)
-    for i, j in _blocks(len(x), len(W)):
-        torch._int_mm(xq[i:j], wq.T, out=whole[:j-i])
-        v[i:j], idx[i:j] = _top(look[:j-i].copy_(whole[:j-i]).mul_(ws).addr_(1/xs[i:j], b), c) # three passes in cache beat one that converts
-    return v*xs[:, None], idx, xs
+    for i, j in blocks:
+        dots = rough.product(q[i:j], whole)
+        look = dots.view(j - i, _SHARE, -1)
+        best = _top(look.amax(1)*rough.step, c)[1] # the largest of a group is found among integers
+        at = best[:, :, None] + each*look.shape[2]
+        v[i:j], k = (dots.gather(1, at.flatten(1)).view(at.shape)*rough.step[best][:, :, None]).flatten(1).topk(c, dim=1, sorted=False)
+        idx[i:j] = best.gather(1, k//_SHARE)*_SHARE + k%_SHARE
+    if rough.packed is not None: v.masked_fill_(v >= .999*rough.top, torch.inf)
+    rough.pack(v)
+    return v*unit[:, None], idx, unit
 
 @torch.no_grad()
 def strongest(x:torch.Tensor, # [rows, d]
@@ -259,9 +290,12 @@ def strongest(x:torch.Tensor, # [rows, d]
     "The `k` largest entries of `x @ W.T + b` in each row, in no order: values and indices [rows, k]. Never makes more than a block of rows dense."
     _check_k(k, len(W))
     if exact or not _screens(x, W, k): return _exact(x, W, b, k)
-    look, idx, unit = _screen(x, W, b, k + max(8, k//2), rough and rough(x))
+    c = k + max(8, k//2)
+    seen = _screen(x, W, b, c, rough and rough(x))
+    if seen is None: return _exact(x, W, b, k)
+    look, idx, unit = seen
     v = _dots(x, W, idx) + b[idx]
-    off = 4*((v - look)/unit[:, None]).square().mean().sqrt()*unit # four standard errors of a look
+    off = 4*((v - look)/unit[:, None])[look < torch.inf].square().mean().sqrt()*unit # four standard errors of a look
     least = look.amin(1)
     v, j = v.topk(k, dim=1, sorted=False)
     idx = idx.gather(1, j)

@@ -6,7 +6,7 @@
 __all__ = ['toy_activations', 'TrainConfig', 'aux_loss', 'loss_of', 'Signum', 'device', 'Trainer', 'TrainResult',
            'check_activations', 'train_sae', 'resume', 'sweep', 'summary', 'tensorboard']
 
-# %% ../nbs/08_train.ipynb #32830a7e
+# %% ../nbs/08_train.ipynb #55ff5d74
 import atexit, contextlib, functools, itertools, json, math, os, time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from . import cache, codes, sites
 from .cache import ActivationCache, Contexts, LiveActivations, SiteView
 from .codes import SparseCode
 from .core import BadInput, atomic, digest, one_of, out_dir, plain, processes, read_json, write_json
-from .sae import SAE, Transcoder
+from .sae import _FIXED, SAE, Transcoder
 from .sites import Site, unwrap
 
 # %% ../nbs/08_train.ipynb #c6d0b10b
@@ -29,7 +29,7 @@ def toy_activations(tokens=20_000, d=16, n_true=32, k=2, seed=0):
     which = torch.rand(tokens, n_true, generator=g).topk(k, dim=1).indices
     return codes.decode(SparseCode(1 + torch.rand(tokens, k, generator=g), which, n_true), D), D
 
-# %% ../nbs/08_train.ipynb #c852ea89
+# %% ../nbs/08_train.ipynb #df1d252c
 @dataclass
 class TrainConfig:
     "Everything a training depends on besides the SAE and the activations."
@@ -47,7 +47,7 @@ class TrainConfig:
     width:float = .1        # JumpReLU: bandwidth of the threshold's gradient
     multi:float = 0.        # TopK: weight of the loss with four times as many entries
     aux:float = 1/32        # weight of the loss that revives dead features; 0 switches it off
-    dead_after:int = 20_000 # a feature that has not fired for so many tokens counts as dead
+    dead_after:int = 200_000 # a feature that has not fired for so many tokens counts as dead
     clip:float = 1.         # largest gradient norm; 0: no limit
     outlier:float = 0.      # tokens whose norm is more than so many times the median are left out; 0: none
     window_mb:float = 256   # from a cache: memory for the tokens at hand, of which batches are drawn, in MiB
@@ -188,13 +188,14 @@ def device():
         atexit.register(d.destroy_process_group)
     return torch.device('cuda', here) if gpu else torch.device('cpu')
 
-# %% ../nbs/08_train.ipynb #8889189a
+# %% ../nbs/08_train.ipynb #b5be9616
 def _ours(t, accumulate): # the parts of a batch that fall to this process
     rank, world = processes()
     if len(t) < world*accumulate: raise BadInput(f'a batch of {len(t)} was given to {world} processes in {accumulate} parts each: make the batch larger')
     return t.tensor_split(world*accumulate)[rank*accumulate:(rank + 1)*accumulate]
 
-def _flat(t): return t if t.is_contiguous() else t.t() # W_enc lies transposed, and messages are sent in order of memory
+def _stored(k, t): # as it lies in memory: W_enc transposed, a feature's weights side by side. What sends or steps in place would copy anything else
+    return t.t() if k == 'W_enc' else t
 
 def _everywhere(sae, figures, fired):
     "What the processes found, put together: sums of shares, whatever fired anywhere, one threshold."
@@ -203,8 +204,14 @@ def _everywhere(sae, figures, fired):
     send = torch.distributed.all_reduce
     hits = fired.int(); send(hits); fired.copy_(hits > 0)
     send(figures)
-    for p in sae.parameters(): send(_flat(p.grad))
+    for k, p in sae.named_parameters(): send(_stored(k, p.grad))
     for b in sae.buffers(): send(b, torch.distributed.ReduceOp.MIN) # BatchTopK's threshold: moved towards the least entry of all
+
+_PART = 512 # rows at a time: what a processor's cache holds is read from memory only once
+
+def _clip(grads, most): # as clip_grad_norm_, which writes all gradients again also where none is too large
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    if not norm + 1e-6 <= most: torch._foreach_mul_(grads, most/(norm + 1e-6))
 
 class _Others:
     "What BatchTopK asks of the other processes."
@@ -221,7 +228,7 @@ class _Others:
         torch.distributed.all_reduce(t)
         return bool(t)
 
-# %% ../nbs/08_train.ipynb #c6ad92cb
+# %% ../nbs/08_train.ipynb #2baace0c
 class Trainer:
     "One SAE in training: in units in which its activations have unit variance."
     def __init__(self, sae, cfg, mean, scale, longest=torch.inf): # mean [d_out] of what is to be said; scale: of what is read, of what is to be said; longest: norm of a token that is read
@@ -229,7 +236,8 @@ class Trainer:
         with torch.no_grad():
             sae.rescale_(1/scale[0], 1/scale[1])
             if not sae.b_dec.any(): sae.b_dec.copy_(mean.to(sae.b_dec)/scale[1]) # an SAE that goes on learning keeps its own
-        params = list(sae.parameters())
+        self.stored = {k: torch.nn.Parameter(_stored(k, p.detach())) for k, p in sae.named_parameters()} # the same memory
+        params = list(self.stored.values())
         self.opt = torch.optim.Adam(params, lr=cfg.lr, fused=True) if cfg.optimizer == 'adam' else Signum(params, cfg.lr)
         self.since = torch.zeros(sae.n, dtype=torch.long, device=sae.W_enc.device)
         if processes()[1] > 1 and sae.activation == 'batch_topk': sae._others = _Others()
@@ -262,26 +270,27 @@ class Trainer:
     @torch.no_grad()
     def _update(self, rate):
         sae, cfg, W, G = self.sae, self.cfg, self.sae.W_dec, self.sae.W_dec.grad
-        G.addcmul_(torch.linalg.vecdot(G, W)[:, None], W, value=-1) # the part along the row only changes its length
-        if cfg.clip: torch.nn.utils.clip_grad_norm_(sae.parameters(), cfg.clip)
+        for w, g in zip(W.split(_PART), G.split(_PART)): g.addcmul_((g*w).sum(1, keepdim=True), w, value=-1) # the part along the row only changes its length
+        if cfg.clip: _clip([p.grad for p in sae.parameters()], cfg.clip)
         for g in self.opt.param_groups: g['lr'] = cfg.lr*rate
-        self.opt.step(); self.opt.zero_grad()
-        W.div_(torch.linalg.vector_norm(W, dim=1, keepdim=True))
+        for k, p in sae.named_parameters(): self.stored[k].grad, p.grad = _stored(k, p.grad), None
+        del G; self.opt.step(); self.opt.zero_grad()
+        for w in W.split(_PART): w.div_(torch.linalg.vector_norm(w, dim=1, keepdim=True))
         if sae.activation == 'jump_relu': sae.threshold.clamp_min_(0)
 
     def state(self):
         "Everything that the next step depends on: {name: tensor}."
         named = {f'sae.{k}': v for k, v in self.sae.state_dict().items()} | {'since': self.since}
-        for k, p in self.sae.named_parameters(): named |= {f'opt.{k}.{a}': v for a, v in self.opt.state[p].items()}
+        for k, p in self.stored.items(): named |= {f'opt.{k}.{a}': _stored(k, v) if v.ndim else v for a, v in self.opt.state[p].items()}
         return {k: v.detach().contiguous() for k, v in named.items()}
     @torch.no_grad()
     def load(self, named):
         "Go on from a `state`."
         self.sae.load_state_dict({k[4:]: v for k, v in named.items() if k.startswith('sae.')})
         self.since.copy_(named['since'])
-        for k, p in self.sae.named_parameters():
+        for k, p in self.stored.items():
             # tensors with the memory layout of their parameter, as the optimiser makes them
-            self.opt.state[p] = {a[len(f'opt.{k}.'):]: torch.empty_like(p).copy_(v) if v.ndim else v.clone() for a, v in named.items() if a.startswith(f'opt.{k}.')}
+            self.opt.state[p] = {a[len(f'opt.{k}.'):]: torch.empty_like(p).copy_(_stored(k, v)) if v.ndim else v.clone() for a, v in named.items() if a.startswith(f'opt.{k}.')}
 
 # %% ../nbs/08_train.ipynb #c893f41d
 @contextlib.contextmanager
@@ -431,7 +440,7 @@ def _check_sae(sae):
     if sae.W_dec.dtype != torch.float32: raise BadInput(f'an SAE in {sae.W_dec.dtype} was given: train it in float32 (sae.float()) and convert it afterwards')
     if (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
 
-# %% ../nbs/08_train.ipynb #2a601e3c
+# %% ../nbs/08_train.ipynb #ac420f11
 @torch.no_grad()
 def _start_from(sae, x, y, seed): # x [rows, d_in], y [rows, d_out] around their means
     g = torch.Generator().manual_seed(seed)
@@ -460,9 +469,9 @@ def _begin(sae, cfg, x, y, spreads):
     if cfg.data_init:
         fine = torch.linalg.vector_norm(x.float(), dim=1) <= longest
         _start_from(sae, (x[fine].float() - mean_x)/a, (y[fine].float() - mean)/b, cfg.seed)
-    if fresh and not isinstance(sae, Transcoder): _fit_length(sae.train(), (x[::-(-len(x)//4096)].float()/a).to(sae.W_enc.device))
+    if fresh and sae.activation in _FIXED and not isinstance(sae, Transcoder): _fit_length(sae.train(), (x[::-(-len(x)//4096)].float()/a).to(sae.W_enc.device))
     if processes()[1] > 1:
-        for p in [*sae.parameters(), *sae.buffers()]: torch.distributed.broadcast(_flat(p.data), 0)
+        for k, p in [*sae.named_parameters(), *sae.named_buffers()]: torch.distributed.broadcast(_stored(k, p.data), 0)
     return t
 
 # %% ../nbs/08_train.ipynb #96c80652

@@ -217,7 +217,7 @@ def _exact(x, W, b, k):
     for i, j in _blocks(len(x), len(W)): v[i:j], idx[i:j] = _top(torch.addmm(b, x[i:j], W.T), k)
     return v, idx
 
-# %% ../nbs/03_codes.ipynb #bb116ffb
+# %% ../nbs/03_codes.ipynb #ab9de71a
 def _screens(x, W, k):
     "Whether screening pays: a processor with dot products of bytes, and a product large enough."
     fast = getattr(torch.cpu, '_is_vnni_supported', lambda: False)
@@ -256,7 +256,8 @@ class Rough:
         self.top = max(3*look.amin(1).median().item(), 1e-30) # what is larger is a candidate for certain
         self.args = self.step.repeat(_SHARE), torch.zeros(len(self.step)*_SHARE, dtype=torch.long)
         self.values, self.step = None, torch.full_like(self.step, self.top/255)
-    def product(self, q, out):
+    def product(self, q, out): # rows in 8 bits, memory for whole numbers [rows, n]
+        "The rough product of some rows, in the order of `values`: whole numbers, or bytes once it is packed."
         if self.packed is None: return torch._int_mm(q, self.values.T, out=out[:len(q)])
         return torch.ops.onednn.qlinear_pointwise(q, 1., 128, self.packed, *self.args, None, self.top/255, 0, torch.uint8, 'none', [], '')
 

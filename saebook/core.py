@@ -46,7 +46,7 @@ def processes():
     d = torch.distributed
     return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
 
-# %% ../nbs/00_core.ipynb #b99edd03
+# %% ../nbs/00_core.ipynb #88c1f5d3
 @contextlib.contextmanager
 def atomic(path): # the file to be written; its folder is made if it is missing
     "Yield a temporary path beside `path`; rename it to `path` when the block ends well, delete it when it raises."
@@ -57,6 +57,7 @@ def atomic(path): # the file to be written; its folder is made if it is missing
         yield tmp
         # mkstemp makes private files; a result is as readable as any other file of the user's
         mask = os.umask(0); os.umask(mask); os.chmod(tmp, 0o666 & ~mask)
+        with open(tmp, 'rb+') as f: os.fsync(f.fileno()) # after a power cut the name must not stand for an empty file
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 

@@ -93,11 +93,11 @@ def dense(self:SAE, x:torch.Tensor, width:float=1e-3): # (..., d_in); bandwidth 
     pre = self.pre(x)
     return codes.jump_relu(F.relu(pre), self.threshold, width) if self.activation == 'jump_relu' else F.relu(pre)
 
-# %% ../nbs/04_sae.ipynb #26e20c28
+# %% ../nbs/04_sae.ipynb #d4c93cdb
 @patch
 def _rough(self:SAE, x): # the encoder in 8 bits: in training made anew each step, afterwards kept until the weights change
     make = lambda: codes.Rough(x, self.W_enc.detach().T, self.b_enc.detach())
-    if self.training: self.__dict__.pop('_kept', None); return make() # an optimiser may write where no version is counted
+    if self.training or self.W_enc.is_inference(): self.__dict__.pop('_kept', None); return make() # an optimiser may write where no version is counted
     key = [(p._version, p.data_ptr()) for p in (self.W_enc, self.b_enc)]
     if self.__dict__.get('_kept', (None,))[0] != key: self._kept = key, make()
     return self._kept[1]

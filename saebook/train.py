@@ -97,7 +97,7 @@ def aux_loss(sae:SAE, x:torch.Tensor, residual:torch.Tensor, # x [rows, d_in], r
     guess = torch.where(pre >= least, F.relu(pre), 0) @ sae.W_dec.index_select(0, ids)
     return (guess - target).square().sum()/len(x) / _variance(target).clamp_min(1e-12)
 
-# %% ../nbs/08_train.ipynb #acd8165a
+# %% ../nbs/08_train.ipynb #3005616d
 def _out(sae, code, x, upto=None): # code: a SparseCode or dense
     if upto is not None: code = SparseCode(code.values*(code.indices < upto), code.indices, code.n, code._entries) if isinstance(code, SparseCode) else torch.cat([code[:, :upto], torch.zeros_like(code[:, upto:])], 1)
     y = sae.decode(code)
@@ -138,7 +138,7 @@ def _judge(sae, x, y, code, guess, cost, cfg, dead, task=None):
         task = own if task is None else task + cfg.local*own
     loss = task + cost
     if cfg.aux and dead is not None:
-        some = slice(None, None, min(8, max(1, len(x)//256))) # an eighth of a large batch is enough for features that win half of all dead entries
+        some = slice(None, None, min(8, max(1, cfg.batch//256))) # an eighth of a large batch is enough, where each dead feature wins so many entries
         loss = loss + cfg.aux*aux_loss(sae, x[some], err[some], dead)
     return loss, fvu.detach()
 
@@ -149,11 +149,11 @@ def loss_of(sae:SAE, x:torch.Tensor, y:torch.Tensor, # [rows, d_in], [rows, d_ou
     loss, fvu = _judge(sae, x, y, code, _out(sae, code, x), cost, cfg, dead)
     return loss, dict(fvu=fvu, l0=l0), fired
 
-# %% ../nbs/08_train.ipynb #1b50072d
+# %% ../nbs/08_train.ipynb #cff80158
 class _InMemory:
     "Rows of tensors of one length in random order, epoch after epoch: `batch(step)` is a function of `seed` and `step`. (What is on disk has its own `shuffled`.)"
     def __init__(self, tensors, batch:int, seed:int=0): # each [rows, d]
-        self.tensors, self.seed, self.perms, self.n = tensors, seed, {}, len(tensors[0])
+        self.tensors, self.seed, self.perms, self.n = tensors, seed % 2**32, {}, len(tensors[0])
         self.size = min(batch, self.n)
     def _perm(self, epoch):
         if epoch not in self.perms:
@@ -178,17 +178,17 @@ class Signum(torch.optim.Optimizer):
                 m = self.state[p].setdefault('momentum', torch.zeros_like(p))
                 p.add_(m.lerp_(p.grad, 1 - g['momentum']).sign(), alpha=-g['lr'])
 
-# %% ../nbs/08_train.ipynb #d843adbb
+# %% ../nbs/08_train.ipynb #afd9d4a3
 def device():
     "Where this process should compute: its own GPU, or the CPU. Under torchrun the processes are joined (NCCL or gloo) when this is first asked."
     d, here, gpu = torch.distributed, int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.is_available()
     if gpu: torch.cuda.set_device(here)
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not d.is_initialized():
-        d.init_process_group('nccl' if gpu else 'gloo')
+        d.init_process_group('cpu:gloo,cuda:nccl' if gpu else 'gloo')
         atexit.register(d.destroy_process_group)
     return torch.device('cuda', here) if gpu else torch.device('cpu')
 
-# %% ../nbs/08_train.ipynb #b5be9616
+# %% ../nbs/08_train.ipynb #d4e614f8
 def _ours(t, accumulate): # the parts of a batch that fall to this process
     rank, world = processes()
     if len(t) < world*accumulate: raise BadInput(f'a batch of {len(t)} was given to {world} processes in {accumulate} parts each: make the batch larger')
@@ -224,11 +224,17 @@ class _Others:
         torch.distributed.all_gather(every := [torch.empty_like(mine) for _ in sizes], mine)
         return codes._kth(torch.cat(every), m)
     def any(self, flag):
-        t = torch.tensor(int(flag)); t = t.cuda() if torch.distributed.get_backend() == 'nccl' else t
+        t = torch.tensor(int(flag))
         torch.distributed.all_reduce(t)
         return bool(t)
 
-# %% ../nbs/08_train.ipynb #2baace0c
+@contextlib.contextmanager
+def _asking(sae): # only inside a step: elsewhere an encoding must not wait for anybody
+    if processes()[1] > 1: sae._others = _Others()
+    try: yield
+    finally: sae.__dict__.pop('_others', None)
+
+# %% ../nbs/08_train.ipynb #94e0562d
 class Trainer:
     "One SAE in training: in units in which its activations have unit variance."
     def __init__(self, sae, cfg, mean, scale, longest=torch.inf): # mean [d_out] of what is to be said; scale: of what is read, of what is to be said; longest: norm of a token that is read
@@ -240,10 +246,8 @@ class Trainer:
         params = list(self.stored.values())
         self.opt = torch.optim.Adam(params, lr=cfg.lr, fused=True) if cfg.optimizer == 'adam' else Signum(params, cfg.lr)
         self.since = torch.zeros(sae.n, dtype=torch.long, device=sae.W_enc.device)
-        if processes()[1] > 1 and sae.activation == 'batch_topk': sae._others = _Others()
     def done(self):
         "Bring the SAE back to the model's units."
-        self.sae.__dict__.pop('_others', None)
         self.sae.rescale_(*self.scale); self.sae.zero_grad(set_to_none=True); self.sae.eval()
 
     def step(self, x, y=None, rate=1.): # [rows, d_in]; [rows, d_out] for a transcoder; part of the peak learning rate
@@ -258,7 +262,7 @@ class Trainer:
     def _learn(self, parts, rows, rate): # parts: the share of the batch, a function of the dead features; rows: of the whole batch
         sae, dead, found, fired = self.sae.train(), self.since > self.cfg.dead_after, [], torch.zeros_like(self.since, dtype=torch.bool)
         for share, f in parts:
-            with torch.autocast(sae.W_enc.device.type, torch.bfloat16, enabled=self.cfg.bf16): loss, row, hit = f(dead=dead)
+            with torch.autocast(sae.W_enc.device.type, torch.bfloat16, enabled=self.cfg.bf16), _asking(sae): loss, row, hit = f(dead=dead)
             (loss*share).backward()
             found.append({k: v*share for k, v in dict(loss=loss.detach(), **row).items()}); fired |= hit
         figures = torch.stack([sum(p[k] for p in found) for k in found[0]])
@@ -290,7 +294,7 @@ class Trainer:
         self.since.copy_(named['since'])
         for k, p in self.stored.items():
             # tensors with the memory layout of their parameter, as the optimiser makes them
-            self.opt.state[p] = {a[len(f'opt.{k}.'):]: torch.empty_like(p).copy_(_stored(k, v)) if v.ndim else v.clone() for a, v in named.items() if a.startswith(f'opt.{k}.')}
+            self.opt.state[p] = {a[len(f'opt.{k}.'):]: torch.empty_like(p).copy_(_stored(k, v)) if v.ndim else v.to(p.device, copy=True) for a, v in named.items() if a.startswith(f'opt.{k}.')}
 
 # %% ../nbs/08_train.ipynb #c893f41d
 @contextlib.contextmanager
@@ -315,7 +319,7 @@ def _said(logits, ids, mask, clean=None): # [batch, seq, vocabulary], [batch, se
     real = mask.bool().to(logits.device)
     return F.kl_div(logits[real].log_softmax(-1), clean[real].log_softmax(-1), reduction='batchmean', log_target=True)
 
-# %% ../nbs/08_train.ipynb #72b9e603
+# %% ../nbs/08_train.ipynb #84ff84b7
 def _reads(sae): # -> the sites of what it reads and of what it is to say
     at = sae.site.at(None)
     return (at, Site(at.path, 'output')) if isinstance(sae, Transcoder) else (at, at)
@@ -329,7 +333,9 @@ def _inside(trainer, model, ctx, weight, dead):
     def say(h):
         read, dev = got.get('h', h), sae.W_enc.device
         here = use.to(h.device)
-        here = here & (torch.linalg.vector_norm(read, dim=-1) <= trainer.longest) if trainer.longest < torch.inf else here
+        if trainer.longest < torch.inf: # where no other token is left, the least of them is kept: a step needs one
+            norm = torch.linalg.vector_norm(read, dim=-1).masked_fill(~here, torch.inf)
+            here = (norm <= trainer.longest) | (norm == norm.min()) if (norm > trainer.longest).all() else norm <= trainer.longest
         x, y = read[here].to(dev, torch.float32)/a, h[here].to(dev, torch.float32)/b
         code, cost, fired, l0 = _code(sae, x, y, cfg)
         guess = _out(sae, code, x)
@@ -362,7 +368,7 @@ class TrainResult:
     seconds: float
     def __repr__(self): return f'TrainResult: {self.sae}, last fvu {self.history.fvu.iloc[-1]:.4f}, {len(self.history)} rows of history'
 
-# %% ../nbs/08_train.ipynb #13261903
+# %% ../nbs/08_train.ipynb #ad2e1162
 def check_activations(x, d): # the tensor a caller gave, and the width it should have
     "Raise `BadInput` unless `x` is a finite float tensor (..., d) with rows; returns it as [rows, d]."
     if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise BadInput(f'activations of type {getattr(x, "dtype", type(x).__name__)} were given: give a float tensor (..., {d})')
@@ -373,7 +379,7 @@ def check_activations(x, d): # the tensor a caller gave, and the width it should
     return x
 
 def _spread(x): # mean [d] and root mean square around it, part by part: a copy in double precision could be too large
-    parts = x.split(max(1, 2**18//x.shape[1]))
+    parts = x.split(max(1, 2**16//x.shape[1]))
     if not any((p != x[0]).any() for p in parts): raise BadInput(f'{len(x)} activations that are all equal were given: there is nothing to learn')
     mean = sum(p.double().sum(0) for p in parts)/len(x)
     scale = (sum((p.double() - mean).square().sum() for p in parts)/x.numel()).sqrt().item()
@@ -392,8 +398,10 @@ def _from_sites(saes, source, cfg, keys=None, where=None): # a cache, or a model
     if keys is None:
         known = getattr(source, 'sites', None)
         for s in saes:
-            if s.site is None and not (known and len(known) == 1): raise BadInput(f'an SAE without a site was given beside {source!r}: say where it reads, SAE(..., site=site(model, layer))')
+            if s.site is None and (isinstance(s, Transcoder) or not (known and len(known) == 1)): raise BadInput(f'an SAE without a site was given beside {source!r}: say where it reads, SAE(..., site=site(model, layer))')
         keys = [_reads(s) if s.site else (known[0], known[0]) for s in saes]
+    for s, (a, _) in zip(saes, keys):
+        if s.site and (s.site.path, s.site.side, s.site.positions) != (a.path, a.side, None): raise BadInput(f'an SAE of {s.site} was given with activations of every token at {a}: give those of its own site, or set sae.site')
     for s, k in zip(saes, keys): _fit(s, [source.width(a) for a in k], f' ({k[0]})')
     at = list(dict.fromkeys(a for k in keys for a in k))
     live = source if isinstance(source, LiveActivations) else None
@@ -422,11 +430,11 @@ def _feed(saes, given, cfg):
     for s in saes:
         if isinstance(s, Transcoder) != pair: raise BadInput(f'{type(s).__name__} was given {"a pair of tensors" if pair else "one tensor"}: a transcoder needs the inputs and the outputs of its module, an SAE one tensor')
     given = list(given) if pair else [given]
+    if pair and len(given) != 2: raise BadInput(f'{len(given)} tensors were given to a transcoder: give the inputs and the outputs of its module')
     if all(isinstance(a, SiteView) for a in given):
         if len({id(a.cache) for a in given}) > 1: raise BadInput('sites of two caches were given as a pair: a transcoder needs the inputs and outputs of the same tokens, so read both sites into one cache')
         return _from_sites(saes, given[0].cache, cfg, [(given[0].site, given[-1].site)]*len(saes), dict(cache=given[0].cache.path, views=[str(a.site) for a in given]))
     if cfg.loss != 'fvu': raise BadInput(f"loss={cfg.loss!r} was asked for with activations alone: it needs the model, so give LiveActivations(model, contexts)")
-    if len(given) > 2: raise BadInput(f'{len(given)} tensors were given: give one, or for a transcoder the inputs and the outputs')
     xs = [check_activations(a, d) for a, d in zip(given, (saes[0].d_in, saes[0].d_out))]
     for s in saes: _fit(s, (xs[0].shape[1], xs[-1].shape[1]), '')
     if len({len(x) for x in xs}) > 1: raise BadInput(f'{len(xs[0])} inputs and {len(xs[1])} outputs were given: give one output for each input')
@@ -440,7 +448,7 @@ def _check_sae(sae):
     if sae.W_dec.dtype != torch.float32: raise BadInput(f'an SAE in {sae.W_dec.dtype} was given: train it in float32 (sae.float()) and convert it afterwards')
     if (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
 
-# %% ../nbs/08_train.ipynb #ac420f11
+# %% ../nbs/08_train.ipynb #7c666c55
 @torch.no_grad()
 def _start_from(sae, x, y, seed): # x [rows, d_in], y [rows, d_out] around their means
     g = torch.Generator().manual_seed(seed)
@@ -450,31 +458,39 @@ def _start_from(sae, x, y, seed): # x [rows, d_in], y [rows, d_out] around their
     enc[:m] = F.normalize(x[pick], dim=1).to(enc)*torch.linalg.vector_norm(enc[:m], dim=1, keepdim=True)
     sae.W_dec[:m] = F.normalize(y[pick], dim=1).to(sae.W_dec)
 
-def _fit_length(sae, x): # with rows of unit length the k features that fire overshoot, the more of them the further; the support stays as it is
-    y = sae(x) - sae.b_dec
-    sae.W_enc.mul_(((x - sae.b_dec)*y).sum()/y.square().sum().clamp_min(1e-12))
+def _fit_length(sae, x, scale, cfg): # with rows of unit length the k features that fire overshoot, the more of them the further; the support stays as it is
+    meet = size = 0.
+    for rows in x[::-(-len(x)//1024)].split(256):
+        rows = (rows.float()/scale).to(sae.W_enc.device)
+        y = sae.decode(sae.encode(rows, cfg.exact)) - sae.b_dec
+        meet, size = meet + ((rows - sae.b_dec)*y).sum().item(), size + y.square().sum().item()
+    if size > 0 and 0 < meet/size < math.inf: sae.W_enc.mul_(meet/size)
 
 def _spreads(x, y, cfg): # some of what is read [rows, d_in], and is to be said: norm of the longest token that is no outlier, means and spreads of both
     longest = torch.inf
     if cfg.outlier:
         norm = torch.linalg.vector_norm(x.float(), dim=1)
         longest = cfg.outlier*norm.median().item()
-        x, y = x[norm <= longest], y[norm <= longest]
-    return longest, *_spread(x), *_spread(y)
+        x, y = x[norm <= longest], x[norm <= longest] if x is y else y[norm <= longest]
+    of_x = _spread(x)
+    return longest, *of_x, *(of_x if x is y else _spread(y))
 
 @torch.no_grad()
 def _begin(sae, cfg, x, y, spreads):
-    (longest, mean_x, a, mean, b), fresh = spreads, not sae.b_dec.any()
+    (longest, mean_x, a, mean, b), fresh = spreads, not (sae.b_dec.any() or sae.b_enc.any())
     t = Trainer(sae, cfg, mean, (a, b), longest)
-    if cfg.data_init:
-        fine = torch.linalg.vector_norm(x.float(), dim=1) <= longest
-        _start_from(sae, (x[fine].float() - mean_x)/a, (y[fine].float() - mean)/b, cfg.seed)
-    if fresh and sae.activation in _FIXED and not isinstance(sae, Transcoder): _fit_length(sae.train(), (x[::-(-len(x)//4096)].float()/a).to(sae.W_enc.device))
+    try:
+        if cfg.outlier:
+            fine = torch.linalg.vector_norm(x.float(), dim=1) <= longest
+            x, y = x[fine], y[fine]
+        if cfg.data_init: _start_from(sae, (x.float() - mean_x)/a, (y.float() - mean)/b, cfg.seed)
+        if fresh and sae.activation in _FIXED and not isinstance(sae, Transcoder): _fit_length(sae.train(), x, a, cfg)
+    except BaseException: t.done(); raise # in the model's units, whatever happens
     if processes()[1] > 1:
         for k, p in [*sae.named_parameters(), *sae.named_buffers()]: torch.distributed.broadcast(_stored(k, p.data), 0)
     return t
 
-# %% ../nbs/08_train.ipynb #96c80652
+# %% ../nbs/08_train.ipynb #a78fb40b
 @contextlib.contextmanager
 def _room(path):
     "Tell of a full disk in one sentence."
@@ -489,7 +505,9 @@ def _save(path, tracks, histories, step, run):
     tensors = {f'{i}.{k}': v.cpu() for i, t in enumerate(tracks) for k, v in t.state().items()}
     for k, v in tensors.items():
         if v.is_floating_point() and not torch.isfinite(v).all(): raise FloatingPointError(f'{k} holds NaN or infinity after step {step - 1}: lower TrainConfig.lr; the checkpoint before it is kept')
-    with atomic(path/'checkpoint.safetensors') as tmp: save_file(tensors, tmp, dict(state=json.dumps(dict(step=step, run=run, history=histories)))) # one entry: several come in any order
+    with atomic(path/'checkpoint.safetensors') as tmp: save_file(dict(tensors, history=_text(histories)), tmp, dict(state=json.dumps(dict(step=step, run=run)))) # one entry: several come in any order
+
+def _text(o): return torch.frombuffer(bytearray(json.dumps(o).encode()), dtype=torch.uint8) # a header has room for 100 MB only
 
 def _load(path, tracks, run): # -> histories, step
     from safetensors import SafetensorError, safe_open
@@ -500,9 +518,9 @@ def _load(path, tracks, run): # -> histories, step
     except SafetensorError as e: raise BadInput(f'{str(f)!r} cannot be read ({e}): delete it to start anew') from None
     if meta.get('run') != run: raise BadInput(f'{str(path)!r} holds another training (run {meta.get("run")}, and this one is {run}): give the SAE, the activations and the configuration it was started with, or another folder')
     for i, t in enumerate(tracks): t.load({k[len(f'{i}.'):]: v for k, v in named.items() if k.startswith(f'{i}.')})
-    return meta['history'], meta['step']
+    return json.loads(bytes(named['history'].tolist())), meta['step']
 
-# %% ../nbs/08_train.ipynb #42427331
+# %% ../nbs/08_train.ipynb #1d5a87b9
 def _describe(saes, feed, cfg):
     "What names a run: two trainings are the same if this is."
     return plain(dict(config=asdict(cfg), activations=feed.name, saes=[dict(s.info, d=s.d_in, out=s.d_out, n=s.n, activation=s.activation, k=s.k, prefixes=s.prefixes, site=str(s.site), start=_fingerprint(s.W_dec.detach().cpu())) for s in saes]))
@@ -518,7 +536,7 @@ def _open(path, saes, many, save_every, feed, about):
         raise BadInput(f'{str(path)!r} holds another training ({", ".join(differ)}): give the SAE, the activations and the configuration it was started with, or another folder')
     for i, s in enumerate(saes): s.save_pretrained(path/'start'/str(i))
     source = feed.source and dict(feed.source, cache=os.path.relpath(feed.source['cache'].resolve(), path.resolve()))
-    write_json(f, dict(format='saebook-training', version=1, run=digest(about), about=about, many=many, save_every=save_every, source=source)) # last: what it speaks of is there
+    write_json(f, dict(format='saebook-training', version=1, run=digest(about), about=about, many=many, save_every=save_every, source=source, devices=[s.W_enc.device.type for s in saes])) # last: what it speaks of is there
 
 class _History:
     "Rows as they come, in a file of lines: it begins with those of the checkpoint."
@@ -530,7 +548,7 @@ class _History:
     def add(self, row):
         with self.path.open('a', encoding='utf-8') as f: f.write(self.line(row))
 
-# %% ../nbs/08_train.ipynb #76d1f519
+# %% ../nbs/08_train.ipynb #4c06f802
 def _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step):
     bar = tqdm(range(first, cfg.steps), disable=not progress, desc='train', leave=False, initial=first, total=cfg.steps)
     for step in bar:
@@ -545,6 +563,12 @@ def _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step):
             on_row(i, row)
         on_step(step + 1)
 
+def _agree(what, need):
+    "Raise `BadInput` in every process unless all have the same."
+    if processes()[1] == 1: return
+    torch.distributed.all_gather_object(found := [None]*processes()[1], what)
+    if len(set(found)) > 1: raise BadInput(f'{len(found)} processes do not agree ({", ".join(map(str, found))}): give all of them {need}')
+
 def _run(saes, feed, cfg, spreads, path, run, save_every, progress, on_log): # -> the rows of each SAE's history
     (rank, world), tracks, rows, first, lines = processes(), [], [[] for _ in saes], 0, None
     try:
@@ -552,7 +576,7 @@ def _run(saes, feed, cfg, spreads, path, run, save_every, progress, on_log): # -
         feed.sample = None
         if path:
             rows, first = _load(path, tracks, run)
-            if world > 1: torch.distributed.barrier() # nobody writes before all have read
+            _agree(first, 'one folder that all of them see: this is the step each would go on from') # and nobody writes before all have read
             if rank == 0: lines = _History(path, rows)
         def on_row(i, row):
             if lines: lines.add(dict(row, sae=i))
@@ -564,7 +588,7 @@ def _run(saes, feed, cfg, spreads, path, run, save_every, progress, on_log): # -
         for t in tracks: t.done()
     return rows
 
-# %% ../nbs/08_train.ipynb #0bbc8d5f
+# %% ../nbs/08_train.ipynb #d54e29a4
 def train_sae(sae,                     # an `SAE` or `Transcoder`, or several as a list, in one stream of tokens. Trained in place, on their own devices
               activations,             # (..., d_in), any float dtype and device, or a site of an `ActivationCache`, or for a transcoder a pair of these: inputs and outputs;
                                        # or a whole cache or `LiveActivations`: each SAE then reads at its own `site`
@@ -577,6 +601,9 @@ def train_sae(sae,                     # an `SAE` or `Transcoder`, or several as
     Ctrl-C leaves each SAE as trained so far, in the model's units, and is raised again. Under torchrun every process makes this call; the first one writes."""
     cfg, t0, many = cfg or TrainConfig(), time.time(), isinstance(sae, (list, tuple))
     saes = list(sae) if many else [sae]
+    for s in saes:
+        if not isinstance(s, SAE): raise BadInput(f'a {type(s).__name__} was given to be trained: give an SAE, a Transcoder, or a list of them')
+    if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1: raise BadInput(f'save_every={save_every!r} was given: give a whole number of steps, at least 1')
     if len({id(s) for s in saes}) < len(saes) or not saes: raise BadInput(f'{len(saes)} SAEs were given, {len({id(s) for s in saes})} of them different: give each once')
     if int(os.environ.get('WORLD_SIZE', 1)) > 1: device() # joins the other processes
     rank, world = processes()
@@ -585,6 +612,7 @@ def train_sae(sae,                     # an `SAE` or `Transcoder`, or several as
     for s in saes: _check_sae(s)
     spreads = {k: _spreads(*map(feed.sample.get, k), cfg) for k in dict.fromkeys(feed.keys)}
     about = _describe(saes, feed, cfg)
+    _agree(digest(about), 'the same SAEs, activations and configuration: each is given the whole batch and takes its own part')
     if path is not None: path = out_dir(path)
     with _room(path) if path else contextlib.nullcontext():
         if path and rank == 0: _open(path, saes, many, save_every, feed, about)
@@ -595,7 +623,7 @@ def train_sae(sae,                     # an `SAE` or `Transcoder`, or several as
     results = [TrainResult(s, pd.DataFrame(r), cfg, time.time() - t0) for s, r in zip(saes, rows)]
     return results if many else results[0]
 
-# %% ../nbs/08_train.ipynb #707cc720
+# %% ../nbs/08_train.ipynb #164bea72
 def resume(path,             # a folder that `train_sae` was given
            activations=None, # what it was given; not needed where that was a cache
            progress:bool=True, on_log=None): # as for `train_sae`
@@ -603,13 +631,14 @@ def resume(path,             # a folder that `train_sae` was given
     path = Path(path)
     if not (path/'run.json').is_file(): raise BadInput(f'{str(path)!r} has no run.json: give a folder that train_sae(..., path=) wrote')
     try:
-        run = read_json(path/'run.json'); source, cfg, many = run['source'], TrainConfig(**run['about']['config']), run['many']
+        run = read_json(path/'run.json'); source, cfg, many, _ = run['source'], TrainConfig(**run['about']['config']), run['many'], run['devices']
     except (ValueError, KeyError, TypeError) as e: raise BadInput(f"{str(path/'run.json')!r} is damaged ({type(e).__name__}: {e}): start the training anew in another folder") from None
     if activations is None:
         if not source: raise BadInput(f'{str(path)!r} was trained on activations that are in no cache: give them, resume(path, activations)')
         activations = ActivationCache.open(path/source['cache'])
         if 'views' in source: activations = [activations[v] for v in source['views']]; activations = activations if len(activations) > 1 else activations[0]
-    saes = [SAE.from_pretrained(path/'start'/str(i)) for i in range(len(run['about']['saes']))]
+    here = lambda kind: device() if kind == 'cuda' and torch.cuda.is_available() else torch.device('cpu')
+    saes = [SAE.from_pretrained(path/'start'/str(i)).to(here(kind)) for i, kind in enumerate(run['devices'])]
     return train_sae(saes if many else saes[0], activations, cfg, progress, on_log, path, run['save_every'])
 
 # %% ../nbs/08_train.ipynb #04116813

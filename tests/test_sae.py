@@ -165,3 +165,8 @@ def test_an_sae_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch):
     assert all((a == b).all() for a, b in zip(sae.state_dict().values(), back.state_dict().values()))
     with pytest.raises(BadInput, match='could not be had from the hub') as e: SAE.from_pretrained('me/other', cache_dir=tmp_path)
     assert '\n' not in str(e.value)
+
+def test_encoding_in_inference_mode():
+    with torch.inference_mode():
+        sae, x = SAE(256, 2048, k=8).eval(), torch.randn(256, 256)
+        assert sae.encode(x).values.shape == (256, 8) and sae.encode(x).values.shape == (256, 8)

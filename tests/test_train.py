@@ -203,7 +203,7 @@ def test_gradients_are_those_of_plain_dense_code(act, aux):
     with torch.no_grad():
         for p in t.parameters(): p.add_(.3*torch.randn_like(p))
         if act == 'jump_relu': t.threshold.uniform_(.3, 1)
-    cfg, dead = TrainConfig(aux=aux, width=.2), torch.arange(24) % 3 == 0
+    cfg, dead = TrainConfig(aux=aux, width=.2, batch=40), torch.arange(24) % 3 == 0
     def by_hand():
         pre = x @ t.W_enc + (0 if act == 'gated' else t.b_enc)
         f, cost = F.relu(pre), 0

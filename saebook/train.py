@@ -188,7 +188,7 @@ def device():
         atexit.register(d.destroy_process_group)
     return torch.device('cuda', here) if gpu else torch.device('cpu')
 
-# %% ../nbs/08_train.ipynb #d4e614f8
+# %% ../nbs/08_train.ipynb #60681fac
 def _ours(t, accumulate): # the parts of a batch that fall to this process
     rank, world = processes()
     if len(t) < world*accumulate: raise BadInput(f'a batch of {len(t)} was given to {world} processes in {accumulate} parts each: make the batch larger')
@@ -207,10 +207,17 @@ def _everywhere(sae, figures, fired):
     for k, p in sae.named_parameters(): send(_stored(k, p.grad))
     for b in sae.buffers(): send(b, torch.distributed.ReduceOp.MIN) # BatchTopK's threshold: moved towards the least entry of all
 
-_PART = 512 # rows at a time: what a processor's cache holds is read from memory only once
+def _across_(G, W): # in parts that a processor's cache holds, so that they are read from memory once
+    "Take out of each gradient `G` [n, d] the part along its row of `W`, which would only change the length of the row; the norms of the parts of what is left."
+    many, norms = 128 if W.device.type == 'cpu' else len(W), []
+    own = torch.empty_like(W[:many])
+    for w, g in zip(W.split(many), G.split(many)):
+        g.addcmul_(torch.mul(g, w, out=own[:len(w)]).sum(1, keepdim=True), w, value=-1)
+        norms.append(torch.linalg.vector_norm(g))
+    return norms
 
-def _clip(grads, most): # as clip_grad_norm_, which writes all gradients again also where none is too large
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+def _clip(grads, norms, most): # as clip_grad_norm_, which writes all gradients again also where none is too large
+    norm = torch.linalg.vector_norm(torch.stack(norms))
     if not norm + 1e-6 <= most: torch._foreach_mul_(grads, most/(norm + 1e-6))
 
 class _Others:
@@ -234,7 +241,7 @@ def _asking(sae): # only inside a step: elsewhere an encoding must not wait for 
     try: yield
     finally: sae.__dict__.pop('_others', None)
 
-# %% ../nbs/08_train.ipynb #94e0562d
+# %% ../nbs/08_train.ipynb #feb03886
 class Trainer:
     "One SAE in training: in units in which its activations have unit variance."
     def __init__(self, sae, cfg, mean, scale, longest=torch.inf): # mean [d_out] of what is to be said; scale: of what is read, of what is to be said; longest: norm of a token that is read
@@ -245,9 +252,10 @@ class Trainer:
         self.stored = {k: torch.nn.Parameter(_stored(k, p.detach())) for k, p in sae.named_parameters()} # the same memory
         params = list(self.stored.values())
         self.opt = torch.optim.Adam(params, lr=cfg.lr, fused=True) if cfg.optimizer == 'adam' else Signum(params, cfg.lr)
-        self.since = torch.zeros(sae.n, dtype=torch.long, device=sae.W_enc.device)
+        self.since, self.memory = torch.zeros(sae.n, dtype=torch.long, device=sae.W_enc.device), [] # tokens since each feature fired; what the last gradients lay in
     def done(self):
         "Bring the SAE back to the model's units."
+        self.memory.clear()
         self.sae.rescale_(*self.scale); self.sae.zero_grad(set_to_none=True); self.sae.eval()
 
     def step(self, x, y=None, rate=1.): # [rows, d_in]; [rows, d_out] for a transcoder; part of the peak learning rate
@@ -263,7 +271,7 @@ class Trainer:
         sae, dead, found, fired = self.sae.train(), self.since > self.cfg.dead_after, [], torch.zeros_like(self.since, dtype=torch.bool)
         for share, f in parts:
             with torch.autocast(sae.W_enc.device.type, torch.bfloat16, enabled=self.cfg.bf16), _asking(sae): loss, row, hit = f(dead=dead)
-            (loss*share).backward()
+            with codes.reusing(self.memory): (loss*share).backward()
             found.append({k: v*share for k, v in dict(loss=loss.detach(), **row).items()}); fired |= hit
         figures = torch.stack([sum(p[k] for p in found) for k in found[0]])
         _everywhere(sae, figures, fired)
@@ -273,13 +281,15 @@ class Trainer:
 
     @torch.no_grad()
     def _update(self, rate):
-        sae, cfg, W, G = self.sae, self.cfg, self.sae.W_dec, self.sae.W_dec.grad
-        for w, g in zip(W.split(_PART), G.split(_PART)): g.addcmul_((g*w).sum(1, keepdim=True), w, value=-1) # the part along the row only changes its length
-        if cfg.clip: _clip([p.grad for p in sae.parameters()], cfg.clip)
+        sae, cfg, W = self.sae, self.cfg, self.sae.W_dec
+        norms = _across_(W.grad, W)
+        if cfg.clip: _clip([p.grad for p in sae.parameters()], [*norms, *torch._foreach_norm([p.grad for p in sae.parameters() if p is not W])], cfg.clip)
         for g in self.opt.param_groups: g['lr'] = cfg.lr*rate
         for k, p in sae.named_parameters(): self.stored[k].grad, p.grad = _stored(k, p.grad), None
-        del G; self.opt.step(); self.opt.zero_grad()
-        for w in W.split(_PART): w.div_(torch.linalg.vector_norm(w, dim=1, keepdim=True))
+        self.opt.step()
+        if sae.activation in _FIXED: self.memory[:] = [p.grad for p in self.stored.values() if p.ndim == 2]
+        self.opt.zero_grad()
+        for w in W.split(512): w.div_(torch.linalg.vector_norm(w, dim=1, keepdim=True))
         if sae.activation == 'jump_relu': sae.threshold.clamp_min_(0)
 
     def state(self):
@@ -548,7 +558,7 @@ class _History:
     def add(self, row):
         with self.path.open('a', encoding='utf-8') as f: f.write(self.line(row))
 
-# %% ../nbs/08_train.ipynb #4c06f802
+# %% ../nbs/08_train.ipynb #a7cb8299
 def _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step):
     bar = tqdm(range(first, cfg.steps), disable=not progress, desc='train', leave=False, initial=first, total=cfg.steps)
     for step in bar:
@@ -572,7 +582,7 @@ def _agree(what, need):
 def _run(saes, feed, cfg, spreads, path, run, save_every, progress, on_log): # -> the rows of each SAE's history
     (rank, world), tracks, rows, first, lines = processes(), [], [[] for _ in saes], 0, None
     try:
-        for s, k in zip(saes, feed.keys): tracks.append(_begin(s, cfg, *map(feed.sample.get, k), spreads[k]))
+        for s, k in zip(saes, feed.keys): tracks.append(_begin(s, cfg, *map(feed.sample.get, k), spreads[k])); tracks[-1].memory = tracks[0].memory
         feed.sample = None
         if path:
             rows, first = _load(path, tracks, run)

@@ -1,13 +1,14 @@
 """All of it: python benchmarks/all.py [--quick]. Prints tables and writes results/<processor>-<cores>c.json, which README.md takes its figures from.
 A peer without an environment (peers.sh) is left out, with a line saying so. --quick: small sizes and few rounds, to see that everything runs."""
 import argparse, importlib, json, os, sys, time
+from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1') # before torch is imported
 
 from common import THREADS, have, here, machine, short, table
 from run import WORKS, compare
 
 PARTS = 'works', 'scaling', 'converge', 'harvest', 'end_to_end'
-BESIDE = dict(W1=('sparsify', 'saelens', 'dl', 'overcomplete'), W1A=('sparsify',), W2=('dl', 'saelens', 'overcomplete'), W2L=('dl', 'saelens', 'overcomplete'), W3=('sparsify', 'dl', 'saelens'))
+BESIDE = dict(W1=('sparsify', 'saelens', 'dl', 'overcomplete'), W1A=('sparsify',), W2=('dl', 'saelens'), W2L=('dl', 'saelens', 'overcomplete'), W3=('sparsify', 'dl', 'saelens'))
 
 def works(quick=False):
     "run.py's works: a row for each adapter, the first the base of the ratios."
@@ -15,7 +16,8 @@ def works(quick=False):
     for work, peers in BESIDE.items():
         cfg = WORKS[work]
         small = dict(d_in=128, n_lat=1024, batch=256, **({'n_val': 256} if 'n_val' in cfg else {})) if quick else {}
-        res, cfg = compare(work, [*have(*peers[:1] if quick else peers), 'saebook', 'saebook:fp32'], small, rounds=2 if quick else 6, threads=THREADS)
+        try: res, cfg = compare(work, [*have(*peers[:1] if quick else peers), 'saebook', 'saebook:fp32'], small, rounds=2 if quick else 6, threads=THREADS)
+        except RuntimeError as e: print(f'{work}: {e}', flush=True); out.append({'work': work, 'side': str(e)}); continue # the other works are kept
         for name, q in res.items():
             row = {'work': work, 'side': name}
             if cfg['kind'] == 'train': row |= {'CPU ms': q['cpu_s']*1e3, 'ratio': q['cpu_ratio'], 'FVU at 0': q['fvu0'], 'FVU': q['fvu'], 'dead': q['dead'], 'counted as dead': q.get('counted'), 'AuxK': q.get('aux'), 'L0': q['l0']}
@@ -40,9 +42,12 @@ def main():
         for k, v in (got if isinstance(got, dict) else {part: got}).items(): results[k] = table(v, k)
         if part == 'converge': results['verdict'] = table(mod.verdict(got), 'converge, all seeds')
         sys.stdout.flush()
-    out = a.out or here/'results'/f"{short(where['processor'], where['cores'])}{'-quick' if a.quick else ''}.json"
+    out = Path(a.out or here/'results'/f"{short(where['processor'], where['cores'])}{'-quick' if a.quick else ''}.json")
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     rnd = lambda o: float(f'{o:.4g}') if isinstance(o, float) else [rnd(v) for v in o] if isinstance(o, list) else {k: rnd(v) for k, v in o.items()} if isinstance(o, dict) else o
+    if set(a.only) < set(PARTS) and out.exists(): # of the parts not asked for the file keeps what it has, if it was made with the same versions
+        old = json.loads(out.read_text(encoding='utf-8'))
+        if old['versions'] == where['versions'] and old['quick'] == a.quick: results = old['results'] | results
     with open(out, 'w', encoding='utf-8') as f: json.dump(rnd(dict(where, quick=a.quick, minutes=(time.time() - t0)/60, results=results)), f, indent=1, ensure_ascii=False); f.write('\n')
     print(f'{(time.time() - t0)/60:.0f} minutes; written: {os.path.relpath(out)}')
 

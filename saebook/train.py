@@ -97,11 +97,10 @@ def aux_loss(sae:SAE, x:torch.Tensor, residual:torch.Tensor, # x [rows, d_in], r
     guess = torch.where(pre >= least, F.relu(pre), 0) @ sae.W_dec.index_select(0, ids)
     return (guess - target).square().sum()/len(x) / _variance(target).clamp_min(1e-12)
 
-# %% ../nbs/08_train.ipynb #3005616d
+# %% ../nbs/08_train.ipynb #7ae13a72
 def _out(sae, code, x, upto=None): # code: a SparseCode or dense
     if upto is not None: code = SparseCode(code.values*(code.indices < upto), code.indices, code.n, code._entries) if isinstance(code, SparseCode) else torch.cat([code[:, :upto], torch.zeros_like(code[:, upto:])], 1)
-    y = sae.decode(code)
-    return y + x @ sae.W_skip if getattr(sae, 'skip', False) else y
+    return sae.decode(code, x)
 
 def _code(sae, x, y, cfg):
     "The code of a batch, what is to be paid for it, which features fired [n], and L0."
@@ -378,7 +377,7 @@ class TrainResult:
     seconds: float
     def __repr__(self): return f'TrainResult: {self.sae}, last fvu {self.history.fvu.iloc[-1]:.4f}, {len(self.history)} rows of history'
 
-# %% ../nbs/08_train.ipynb #ad2e1162
+# %% ../nbs/08_train.ipynb #ca97b575
 def check_activations(x, d): # the tensor a caller gave, and the width it should have
     "Raise `BadInput` unless `x` is a finite float tensor (..., d) with rows; returns it as [rows, d]."
     if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise BadInput(f'activations of type {getattr(x, "dtype", type(x).__name__)} were given: give a float tensor (..., {d})')
@@ -455,6 +454,7 @@ def _fingerprint(x): # of a tensor: its shape and some of its rows
     return [list(x.shape), str(x.dtype), digest(x[::max(1, len(x)//1000)].float().sum(1).tolist())]
 
 def _check_sae(sae):
+    if sae.center_input or sae.normalize != 'none': raise BadInput(f'an SAE with center_input={sae.center_input} and normalize={sae.normalize!r} was given: train one without, on activations treated so')
     if sae.W_dec.dtype != torch.float32: raise BadInput(f'an SAE in {sae.W_dec.dtype} was given: train it in float32 (sae.float()) and convert it afterwards')
     if (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
 

@@ -242,11 +242,11 @@ def _exact(x, W, b, k):
     for i, j in _blocks(len(x), len(W)): v[i:j], idx[i:j] = _top(torch.addmm(b, x[i:j], W.T), k)
     return v, idx
 
-# %% ../nbs/03_codes.ipynb #d720161e
+# %% ../nbs/03_codes.ipynb #6541d91e
 def _screens(x, W, k):
     "Whether screening pays: a processor with dot products of bytes, and a product large enough."
     fast = getattr(torch.cpu, '_is_vnni_supported', lambda: False)
-    return x.device.type == 'cpu' and x.dtype == W.dtype == torch.float32 and len(x) >= 64 and len(W) >= 1024 and W.shape[1] >= 256 and not len(W)%_SHARE and k <= len(W)//16 and fast()
+    return x.device.type == 'cpu' and x.dtype == W.dtype == torch.float32 and len(x) >= 64 and len(W) >= 1024 and W.shape[1] >= 256 and not len(W)%_SHARE and k <= len(W)//100 and fast() # with more of them the candidates cost what the product saves
 
 _SHARE, _MORE = 8, 8 # so many neighbouring features have steps of one size; so many further dimensions carry the bias
 

@@ -82,19 +82,24 @@ def read_json(path):
     "What `write_json` wrote."
     return json.loads(Path(path).read_text(encoding='utf-8'))
 
-# %% ../nbs/00_core.ipynb #38d2e772
-_secret = re.compile(r'(^|[_-])(token|secret|password|passwd|api[_-]?key|access[_-]?key|private[_-]?key|wandb[_-]?key|credentials?|auth)$', re.I)
-_key = re.compile(r'\b(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|AKIA\w{16}|xox[abp]-[\w-]{10,})')
-_home = re.compile(r'(?:\b[A-Za-z]:)?[/\\](?:home|Users)[/\\][^/\\\s]+|/root(?=/|$)')
+# %% ../nbs/00_core.ipynb #2951023b
+_secret = re.compile(r'(^|[_-])(tokens?|secret|(secret|api|access|private|wandb)[_-]?keys?|passwords?|passwd|pwd|passphrase|credentials?|auth|authorization|bearer)$', re.I)
+_words = re.compile(r'^(bos|eos|pad|unk|sep|cls|mask|n|num|max|min|training|image|special)_\w*tokens?$', re.I) # those of a tokenizer, and numbers of them
+_key = re.compile(r'\b(hf_\w{20,}|sk-(?=[\w-]*\d)[\w-]{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|AKIA\w{16}|AIza[\w-]{30,}|xox[abp]-[\w-]{10,})|(?<=//)[^/@\s:]+:[^/@\s]+(?=@)|(?<=[?&]token=)[^&\s]+|(?<=[?&]key=)[^&\s]+')
+_home = re.compile(r'(?<![\w.~-])(?:[A-Za-z]:)?[/\\](?:home|Users)[/\\][^/\\]+|(?<![\w.~-])/root(?=/|$)')
 
 def redacted(o): # anything `plain` takes
     "`o` in JSON's own types, without secrets and home folders."
-    def walk(o, name=''):
-        if isinstance(o, dict): return {k: walk(v, k) for k, v in o.items()}
-        if isinstance(o, list): return [walk(v, name) for v in o]
-        if not isinstance(o, str): return o
-        return '(removed)' if o and _secret.search(name) else _home.sub('~', _key.sub('(removed)', o))
+    text = lambda s: _home.sub('~', _key.sub('(removed)', s))
+    def walk(o, secret=False):
+        if isinstance(o, dict): return {text(k): walk(v, secret or _named(k)) for k, v in o.items()}
+        if isinstance(o, list): return [walk(v, secret) for v in o]
+        return '(removed)' if secret and o not in (None, '') and not isinstance(o, bool) else text(o) if isinstance(o, str) else o
     return walk(plain(o))
+
+def _named(k): # as a secret is; accessToken is access_token
+    k = re.sub(r'(?<=[a-z])(?=[A-Z])', '_', k)
+    return bool(_secret.search(k)) and not _words.match(k)
 
 # %% ../nbs/00_core.ipynb #01a265db
 def out_dir(path): # the folder a run will write to

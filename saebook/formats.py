@@ -17,7 +17,7 @@ from .core import BadInput, atomic, one_of, out_dir, redacted, write_json
 from .sae import SAE, Transcoder
 from .sites import Site
 
-# %% ../nbs/06_formats.ipynb #b0b459fe
+# %% ../nbs/06_formats.ipynb #f454d2f2
 _LARGE = 4 << 20 # a configuration is text of a few kilobytes
 
 def _text(path):
@@ -25,12 +25,18 @@ def _text(path):
     try: return path.read_text(encoding='utf-8')
     except UnicodeDecodeError as e: raise BadInput(f'{str(path)!r} is no text ({e.reason}): fetch it again') from None
 
+def _plain(o, path, deep=0): # dates and sets of YAML become text; what no configuration needs is refused
+    if deep > 50: raise BadInput(f'{str(path)!r} is nested more than 50 deep, which no configuration needs: look whether it is one')
+    if isinstance(o, dict): return {_plain(str(k), path): _plain(v, path, deep + 1) for k, v in o.items()}
+    if isinstance(o, (list, tuple)): return [_plain(v, path, deep + 1) for v in o]
+    return o if o is None or isinstance(o, (bool, int, float)) else str(o).encode('utf-8', 'replace').decode()
+
 def _json(path):
     text = _text(path)
     try: cfg = json.loads(text)
     except (ValueError, RecursionError) as e: raise BadInput(f'{str(path)!r} is not JSON ({e or type(e).__name__}): fetch it again') from None
     if not isinstance(cfg, dict): raise BadInput(f'{str(path)!r} holds a {type(cfg).__name__}: a configuration is a JSON object')
-    return cfg
+    return _plain(cfg, path)
 
 def _yaml(path):
     import yaml
@@ -38,11 +44,12 @@ def _yaml(path):
     try:
         if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)): raise BadInput(f'{str(path)!r} refers to its own parts (YAML aliases), with which a few bytes can claim any size: write it without')
         cfg = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as e: raise BadInput(f"{str(path)!r} is not YAML ({str(e).splitlines()[0] if str(e) else type(e).__name__}): fetch it again") from None
+    except BadInput: raise
+    except (yaml.YAMLError, RecursionError, ValueError) as e: raise BadInput(f"{str(path)!r} is not YAML ({str(e).splitlines()[0] if str(e) else type(e).__name__}): fetch it again") from None
     if not isinstance(cfg, dict): raise BadInput(f'{str(path)!r} holds a {type(cfg).__name__}: a configuration is a mapping')
-    return cfg
+    return _plain(cfg, path)
 
-# %% ../nbs/06_formats.ipynb #6fd658df
+# %% ../nbs/06_formats.ipynb #2d9e3bd2
 def _safetensors(path):
     from safetensors import SafetensorError, safe_open
     try: # the header is held against the length of the file before anything else
@@ -53,14 +60,18 @@ def _stored(path, what): # the sizes of the parts of an archive in which nothing
     try:
         with zipfile.ZipFile(path) as z: parts = z.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e: raise BadInput(f'{str(path)!r} cannot be read as {what} ({e}): fetch it again, or, if torch before 1.6 wrote it, save it with a newer one') from None
-    if any(p.compress_type != zipfile.ZIP_STORED for p in parts) or sum(p.file_size for p in parts) > path.stat().st_size:
+    if any(p.compress_type != zipfile.ZIP_STORED or p.flag_bits & 1 for p in parts) or sum(p.file_size for p in parts) > path.stat().st_size:
         raise BadInput(f'{str(path)!r} claims {sum(p.file_size for p in parts):,} bytes in a file of {path.stat().st_size:,}: save it without compression')
     return {p.filename: p.file_size for p in parts}
 
 def _pt(path): # what torch.save wrote, tensors and plain values only
-    import pickle
+    import pickle, pickletools
     sizes = _stored(path, 'a file of torch')
     if sum(v for k, v in sizes.items() if k.endswith('.pkl')) > _LARGE: raise BadInput(f'{str(path)!r} holds more than tensors: save their state_dict alone')
+    with zipfile.ZipFile(path) as z: pickles = [z.read(k) for k in sizes if k.endswith('.pkl')]
+    try: odd = [a for p in pickles for op, a, _ in pickletools.genops(p) if op.name == 'STACK_GLOBAL' or op.name == 'GLOBAL' and not re.match(r'torch|collections OrderedDict', a)] # read, not run
+    except (ValueError, EOFError) as e: raise BadInput(f'{str(path)!r} cannot be read ({e}): fetch it again') from None
+    if odd: raise BadInput(f'{str(path)!r} holds Python objects besides tensors ({str(odd[0])[:40]}), which could run code or take memory when they are loaded: have its author save the state_dict alone')
     try: d = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except pickle.UnpicklingError: raise BadInput(f'{str(path)!r} holds Python objects besides tensors, which could run code when they are loaded: have its author save the state_dict alone') from None
     except (RuntimeError, ValueError, TypeError, EOFError, KeyError, IndexError, AttributeError, AssertionError, MemoryError) as e: raise BadInput(f"{str(path)!r} cannot be read ({str(e).splitlines()[0] if str(e) else type(e).__name__}): fetch it again") from None
@@ -83,7 +94,7 @@ def _npz(path):
     try: arrays = np.load(path, allow_pickle=False); return {k: torch.from_numpy(np.ascontiguousarray(arrays[k], dtype=arrays[k].dtype.newbyteorder('='))) for k in arrays.files}
     except (ValueError, EOFError, zipfile.BadZipFile, TypeError) as e: raise BadInput(f"{str(path)!r} cannot be read ({str(e).splitlines()[0]}): fetch it again") from None
 
-# %% ../nbs/06_formats.ipynb #63acae5d
+# %% ../nbs/06_formats.ipynb #68d97d77
 @dataclass
 class _Found:
     enc: torch.Tensor               # [n, d_in]
@@ -100,6 +111,8 @@ class _Found:
     transcoder: bool = False
     W_skip: torch.Tensor|None = None # [d_in, d_out]
     hook: str = ''                  # where it reads, in the words of its format
+    hook_out: str = ''              # where a transcoder's target is
+    site: object = None             # as saebook wrote it
     model: str = ''
     config: dict = field(default_factory=dict)
 
@@ -108,10 +121,18 @@ def _get(t, *names, of, more=()):
     missing = [n for n in names if n not in t]
     if missing: raise BadInput(f'{of} lacks {", ".join(missing)}; it has {", ".join(map(str, t)) or "nothing"}: its configuration is of another model, or the file is not whole')
     for n in names:
-        if not isinstance(t[n], torch.Tensor) or not t[n].is_floating_point(): raise BadInput(f'{n} in {of} is {getattr(t[n], "dtype", type(t[n]).__name__)}: weights are floating-point tensors')
+        if not isinstance(t[n], torch.Tensor) or not t[n].is_floating_point() or t[n].device.type != 'cpu': raise BadInput(f'{n} in {of} is {getattr(t[n], "dtype", type(t[n]).__name__)}: weights are floating-point tensors')
+        if t[n].ndim != 2 if n.endswith('weight') or n.startswith('W_') else t[n].ndim > 1: raise BadInput(f'{n} in {of} has shape {tuple(t[n].shape)}: weights are matrices, biases and thresholds vectors')
     odd = [n for n in t if n not in names and n not in more]
     if odd: raise BadInput(f'{of} has {", ".join(odd)} too, which is of no use to what its configuration says: the two are not of one SAE')
     return [t[n] for n in names]
+
+def _or(v, default): return default if v is None else v
+
+def _flag(cfg, key, default, of):
+    v = _or(cfg.get(key), default)
+    if not isinstance(v, bool): raise BadInput(f'{of} has {key}={v!r}: it is to be true or false')
+    return v
 
 def _whole(cfg, key, of): # a positive whole number of a configuration
     v = cfg.get(key)
@@ -137,13 +158,13 @@ def _build(f, of, site, info):
     sae.load_state_dict({k: torch.nn.Parameter(v) if k in dict(sae.named_parameters()) else v for k, v in state.items()}, assign=True)
     return sae.eval()
 
-# %% ../nbs/06_formats.ipynb #83ddae39
+# %% ../nbs/06_formats.ipynb #1cf4e410
 _SAELENS = dict(standard='relu', topk='topk', jumprelu='jump_relu', gated='gated', transcoder='relu', skip_transcoder='relu', jumprelu_transcoder='jump_relu', jumprelu_skip_transcoder='jump_relu')
 
 def _saelens(cfg, t, of, scale=None):
     meta = cfg['metadata'] if isinstance(cfg.get('metadata'), dict) else cfg # before 6.0 all in one
-    arch, act, kw = cfg.get('architecture') or 'standard', cfg.get('activation_fn', cfg.get('activation_fn_str')) or 'relu', cfg.get('activation_fn_kwargs') or {}
-    if act == 'topk' and isinstance(kw, dict) and arch == 'standard': arch, cfg = 'topk', {**cfg, 'k': kw.get('k')}
+    arch, act, kw = _or(cfg.get('architecture'), 'standard'), _or(cfg.get('activation_fn', cfg.get('activation_fn_str')), 'relu'), _or(cfg.get('activation_fn_kwargs'), {})
+    if act == 'topk' and meta is cfg: arch, cfg = 'topk', {**cfg, 'k': kw.get('k', cfg.get('k')) if isinstance(kw, dict) else None}
     one_of(f'architecture of {of}', arch, _SAELENS); one_of(f'activation function of {of}', act, ('relu', 'topk'))
     names, more = ['W_enc', 'b_enc', 'W_dec', 'b_dec'], {}
     if arch == 'gated': names = ['W_enc', 'b_mag', 'W_dec', 'b_dec', 'b_gate', 'r_mag']
@@ -152,32 +173,39 @@ def _saelens(cfg, t, of, scale=None):
     got = dict(zip(names, _get(t, *names, of=of, more=('scaling_factor', 'b_enc') if arch == 'gated' else ('scaling_factor',))))
     if 'threshold' in got: more = dict(threshold=got['threshold'])
     if arch == 'gated': more = {k: got[k] for k in ('b_gate', 'r_mag')}
-    norm = cfg.get('normalize_activations') or 'none'
-    norm = 'expected_average_only_in' if norm is True else norm
+    norm = _or(cfg.get('normalize_activations'), 'none')
+    norm = {True: 'expected_average_only_in', False: 'none'}[norm] if isinstance(norm, bool) else norm
     norms = dict(none='none', layer_norm='layer_norm', constant_norm_rescale='unit_norm', expected_average_only_in='none')
     one_of(f'normalize_activations of {of}', norm, norms)
     W_enc, b_enc, W_dec, b_dec = (got[k].float() for k in names[:4])
     if norm == 'expected_average_only_in':
         if scale is None: raise BadInput(f"{of} was trained on activations divided by their average length, and does not say whether this is folded into its weights: give load_sae(..., scale=1) if it is, else scale=√d over the average length in its training text")
         W_enc, W_dec, b_dec = W_enc*scale, W_dec/scale, b_dec/scale
-    if cfg.get('finetuning_scaling_factor') is True and 'scaling_factor' in t: W_dec = W_dec*_get({'scaling_factor': t['scaling_factor']}, 'scaling_factor', of=of)[0].float()[:, None]
-    if arch == 'topk' and cfg.get('rescale_acts_by_decoder_norm'): # entries are compared by what they add to the output
+    if W_dec.shape[0] != W_enc.shape[1]: raise BadInput(f'{of} has an encoder of {W_enc.shape[1]} features and a decoder of {W_dec.shape[0]}: the parts are not of one SAE')
+    if 'scaling_factor' in t:
+        factor = _get({'scaling_factor': t['scaling_factor']}, 'scaling_factor', of=of)[0].float()
+        if factor.shape != W_dec.shape[:1] or not _flag(cfg, 'finetuning_scaling_factor', False, of) and (factor - 1).abs().max() > 1e-6: raise BadInput(f'{of} has a scaling_factor of shape {tuple(factor.shape)}, and its configuration does not say that it is in use: the two are not of one SAE')
+        W_dec = W_dec*factor[:, None]
+    if arch == 'topk' and _flag(cfg, 'rescale_acts_by_decoder_norm', False, of): # entries are compared by what they add to the output
         length = W_dec.norm(dim=1); W_enc, b_enc, W_dec = W_enc*length, b_enc*length, W_dec/length[:, None]
-    kwargs = meta.get('model_from_pretrained_kwargs')
-    return _Found(W_enc.t(), b_enc, W_dec, b_dec, _SAELENS[arch], _whole(cfg, 'k', of) if arch == 'topk' else 1, bool(cfg.get('apply_b_dec_to_input', True)) and 'transcoder' not in arch,
-                  bool(isinstance(kwargs, dict) and kwargs.get('center_writing_weights')), norms[norm], more, transcoder='transcoder' in arch, W_skip=got['W_skip'].t() if 'W_skip' in got else None,
-                  hook=str(meta.get('hook_name') or meta.get('hook_point') or ''), model=str(meta.get('model_name') or ''), config=cfg)
+    kwargs, hook, model = _or(meta.get('model_from_pretrained_kwargs'), {}), str(meta.get('hook_name') or meta.get('hook_point') or ''), str(meta.get('model_name') or '')
+    # only what is written into the residual stream was centred, and only in models with a layer norm that takes the mean away
+    centred = isinstance(kwargs, dict) and kwargs.get('center_writing_weights') is True and re.search(r'hook_(resid|mlp_out|attn_out|embed)|^$', hook) is not None and not re.search('gemma|llama|mistral|qwen', model.lower())
+    head = meta.get('hook_head_index')
+    return _Found(W_enc.t(), b_enc, W_dec, b_dec, _SAELENS[arch], _whole(cfg, 'k', of) if arch == 'topk' else 1, _flag(cfg, 'apply_b_dec_to_input', True, of) and 'transcoder' not in arch,
+                  centred, norms[norm], more, transcoder='transcoder' in arch, W_skip=got['W_skip'].t() if 'W_skip' in got else None,
+                  hook=hook if head is None else f'{hook}, head {head}', hook_out=str(meta.get('hook_name_out') or ''), site=meta.get('site'), model=model, config=cfg)
 
-# %% ../nbs/06_formats.ipynb #7443921e
+# %% ../nbs/06_formats.ipynb #c9e11531
 def _sparsify(cfg, t, of):
-    act = one_of(f'activation of {of}', cfg.get('activation') or 'topk', ('topk', 'groupmax'))
-    skip, transcode = bool(cfg.get('skip_connection')), bool(cfg.get('transcode'))
-    if cfg.get('signed'): raise BadInput(f'{of} keeps the entries of the largest size, negative ones too (signed): none of the activation functions here does')
+    act = one_of(f'activation of {of}', _or(cfg.get('activation'), 'topk'), ('topk', 'groupmax'))
+    skip, transcode = _flag(cfg, 'skip_connection', False, of), _flag(cfg, 'transcode', False, of)
+    if _flag(cfg, 'signed', False, of): raise BadInput(f'{of} keeps the entries of the largest size, negative ones too (signed): none of the activation functions here does')
     if skip and not transcode: raise BadInput(f'{of} has a skip connection and is no transcoder: such an SAE copies its input, and is not read')
     enc, b_enc, W_dec, b_dec, *W_skip = _get(t, 'encoder.weight', 'encoder.bias', 'W_dec', 'b_dec', *['W_skip']*skip, of=of)
     return _Found(enc, b_enc, W_dec, b_dec, dict(topk='topk', groupmax='group_max')[act], _whole(cfg, 'k', of), not transcode, transcoder=transcode, W_skip=W_skip[0].t() if skip else None, config=cfg)
 
-# %% ../nbs/06_formats.ipynb #09ea126f
+# %% ../nbs/06_formats.ipynb #dd208955
 _LINEAR = 'encoder.weight', 'encoder.bias', 'decoder.weight'
 _DICTS = dict( # class -> names of encoder, its bias, decoder, its bias; the activation function; whether the bias is subtracted
     AutoEncoder=((*_LINEAR, 'bias'), 'relu', True), AutoEncoderNew=((*_LINEAR, 'decoder.bias'), 'relu', False),
@@ -198,10 +226,11 @@ def _dictionary(cfg, t, of):
     if names[0] == 'W_enc': enc = enc.t()
     else: W_dec = W_dec.t()
     more = dict(zip(('b_gate', 'r_mag') if act == 'gated' else extra, rest))
-    k = int(t['k']) if isinstance(t.get('k'), torch.Tensor) and t['k'].numel() == 1 else trainer.get('k', 1)
-    if act in ('topk', 'batch_topk') and 'k' in trainer and trainer['k'] != k: raise BadInput(f"{of} keeps k={k}, and its config.json says {trainer['k']}: the two files are not of one SAE")
+    fixed = act in ('topk', 'batch_topk')
+    k = (t['k'].item() if isinstance(t.get('k'), torch.Tensor) and t['k'].numel() == 1 else trainer.get('k')) if fixed else 1
+    if fixed and 'k' in trainer and trainer['k'] != k: raise BadInput(f"{of} keeps k={k}, and its config.json says {trainer['k']}: the two files are not of one SAE")
     groups = t.get('group_sizes')
-    if groups is not None and (groups.ndim != 1 or groups.is_floating_point() or groups.min() < 1 or groups.sum() != len(enc)): raise BadInput(f'{of} has group sizes {groups.tolist()[:8]} for {len(enc)} features: they are to add up to these')
+    if groups is not None and (not isinstance(groups, torch.Tensor) or groups.dtype not in (torch.int32, torch.int64) or groups.ndim != 1 or not len(groups) or groups.min() < 1 or groups.sum() != len(enc)): raise BadInput(f'{of} has group sizes {str(groups)[:60]} for {len(enc)} features: they are to add up to these')
     return _Found(enc, b_enc, W_dec, b_dec, act, _whole(dict(k=k), 'k', of), apply, more=more, prefixes=tuple(groups.cumsum(0).tolist()[:-1]) if groups is not None else (), hook=_dictionary_hook(cfg, trainer), model=str(trainer.get('lm_name') or ''), config=cfg)
 
 def _dictionary_hook(cfg, trainer):
@@ -211,29 +240,30 @@ def _dictionary_hook(cfg, trainer):
     if kind == '' and not name: kind = 'resid_post' # its training script reads there
     return f'blocks.{layer}.hook_{kind}' if kind else ''
 
-# %% ../nbs/06_formats.ipynb #8215b7b9
+# %% ../nbs/06_formats.ipynb #319b1a69
 def _gemma_scope(path, t, of):
     t = {k.replace('w_', 'W_') if k.startswith('w_') else k: v for k, v in t.items()}
     W_enc, b_enc, W_dec, b_dec, theta = (v.float() for v in _get(t, 'W_enc', 'b_enc', 'W_dec', 'b_dec', 'threshold', of=of))
-    where = path.as_posix()
-    layer, size = re.search(r'layer_(\d+)', where), re.search(r'gemma-scope-(\d+b)-(pt|it)-(\w+)', where)
-    kind, hook = size[3] if size else '', ''
-    if '/embedding/' in where + '/':
+    size = re.search(r'.*gemma-scope-(\d+b)-(pt|it)-(\w+)', path.as_posix())
+    inner = path.as_posix()[size.end():] if size else '/'.join(path.parts[-4:]) # below the repository: other folders may be called anything
+    layer, kind, hook = re.search(r'layer_(\d{1,4})/', inner), size[3] if size else '', ''
+    if not layer and '/embedding/' in inner:
         W_enc, W_dec, b_dec, hook = W_enc/W_enc.shape[0]**.5, W_dec*W_enc.shape[0]**.5, b_dec*W_enc.shape[0]**.5, 'blocks.0.hook_resid_pre' # trained before the embedding takes its size
-    elif layer and kind in ('res', 'mlp', 'att', 'transcoders'): hook = f'blocks.{layer[1]}.' + dict(res='hook_resid_post', mlp='hook_mlp_out', att='attn.hook_z', transcoders='hook_mlp_in')[kind]
+    elif layer and kind in ('res', 'mlp', 'att', 'transcoders'): hook = f'blocks.{layer[1]}.' + dict(res='hook_resid_post', mlp='hook_mlp_out', att='attn.hook_z', transcoders='ln2.hook_normalized')[kind]
     model = f"gemma-2-{size[1]}{'-it' if size[2] == 'it' else ''}" if size else ''
     return _Found(W_enc.t(), b_enc, W_dec, b_dec, 'jump_relu', apply_b_dec=False, more=dict(threshold=theta), transcoder=kind == 'transcoders', hook=hook, model=model)
 
-# %% ../nbs/06_formats.ipynb #9e6583b9
+# %% ../nbs/06_formats.ipynb #d9196a96
 _OPENAI = ('pre_bias', 'encoder.weight', 'latent_bias', 'decoder.weight')
 _PLACES = dict(resid_post_mlp='hook_resid_post', resid_post_attn='hook_resid_mid', resid_delta_mlp='hook_mlp_out', resid_delta_attn='hook_attn_out', mlp_post_act='mlp.hook_post')
 
 def _openai(path, t, of):
-    act, state = t.get('activation', 'ReLU'), t.get('activation_state_dict') or {}
+    act, state = t.get('activation', 'ReLU'), _or(t.get('activation_state_dict'), {})
+    state = {k: v for k, v in state.items() if isinstance(v, (str, int, float, bool))} if isinstance(state, dict) else {}
     one_of(f'activation of {of}', act, ('ReLU', 'TopK'))
     b_dec, enc, b_enc, dec = _get(t, *_OPENAI, of=of, more=('stats_last_nonzero', 'latents_activation_frequency', 'latents_mean_square', 'activation', 'activation_state_dict'))
     if act == 'TopK' and (state.get('postact_fn') or 'ReLU') != 'ReLU': raise BadInput(f"{of} has the activation {state['postact_fn']!r} after TopK: only ReLU is known here")
-    layer, place = re.fullmatch(r'(\d+)\.pt', path.name), next((v for k, v in _PLACES.items() if k in path.as_posix()), None)
+    layer, place = re.fullmatch(r'(\d+)\.pt', path.name), next((v for k, v in _PLACES.items() if k in '/'.join(path.parts[-3:])), None)
     return _Found(enc, b_enc, dec.t(), b_dec, 'topk' if act == 'TopK' else 'relu', _whole(state, 'k', of) if act == 'TopK' else 1, normalize='layer_norm' if act == 'TopK' else 'none',
                   hook=f'blocks.{layer[1]}.{place}' if layer and place else '', model='gpt2' if place else '', config=dict(activation=act, activation_state_dict=state))
 
@@ -247,18 +277,18 @@ def _e2e(path, t, of, which):
     model = cfg.get('tlens_model_name') or cfg.get('model_name')
     return _Found(enc, b_enc, F.normalize(dec.float(), dim=0).t(), b_dec, 'relu', apply_b_dec=False, center_input=True, hook=which.replace('-', '.'), model=str(model or ''), config=cfg)
 
-# %% ../nbs/06_formats.ipynb #13328251
+# %% ../nbs/06_formats.ipynb #d9f8f1c4
 _FAMILIES = dict( # a module that only its blocks have -> list of blocks, attention, MLP, the last linear map of both, the norm between them
-    gpt2=('ln_2', 'transformer.h', 'attn', 'mlp', 'attn.c_proj', 'mlp.c_proj', 'ln_2'),
+    gpt2=('attn.c_attn', 'transformer.h', 'attn', 'mlp', 'attn.c_proj', 'mlp.c_proj', 'ln_2'),
     neox=('attention.dense', 'gpt_neox.layers', 'attention', 'mlp', 'attention.dense', 'mlp.dense_4h_to_h', None), # attention and MLP side by side
     gemma2=('pre_feedforward_layernorm', 'model.layers', 'post_attention_layernorm', 'post_feedforward_layernorm', 'self_attn.o_proj', 'mlp.down_proj', 'pre_feedforward_layernorm'),
     llama=('mlp.gate_proj', 'model.layers', 'self_attn', 'mlp', 'self_attn.o_proj', 'mlp.down_proj', 'post_attention_layernorm'))
-_NAMES = (('gpt2', 'gpt2'), ('pythia', 'neox'), ('gpt-neox', 'neox'), (r'gemma-?[23]', 'gemma2'), ('gemma', 'llama'), ('llama', 'llama'), ('mistral', 'llama'), ('qwen', 'llama'))
+_NAMES = (('gpt2', 'gpt2'), ('pythia', 'neox'), ('gpt-neox', 'neox'), (r'gemma-?2', 'gemma2'), (r'gemma-?\d+b', 'llama'), ('llama', 'llama'), ('mistral', 'llama'), (r'qwen[1-9]', 'llama'))
 
 def hook_site(hook:str, # as in TransformerLens: 'blocks.6.hook_resid_pre'
               model):   # a model, or the name of one: 'gpt2-small', 'EleutherAI/pythia-70m'
     "The `Site` that `hook` means in a Hugging Face model; None where no module of the model has this as its input or output."
-    m = re.fullmatch(r'blocks\.(\d+)\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z|mlp\.hook_in|mlp\.hook_post)', hook)
+    m = re.fullmatch(r'blocks\.([0-9]{1,4})\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z|mlp\.hook_in|mlp\.hook_post)', hook)
     if isinstance(model, str):
         family = next((f for pattern, f in _NAMES if re.search(pattern, model.lower().split('/')[-1])), None)
         at = family and _FAMILIES[family][1]
@@ -266,6 +296,7 @@ def hook_site(hook:str, # as in TransformerLens: 'blocks.6.hook_resid_pre'
         at = sites.blocks(model)
         names = {n for n, _ in sites.module_at(model, f'{at}.0').named_modules()}
         family = next((f for f, (mark, *_) in _FAMILIES.items() if mark in names), None)
+        if family == 'llama' and 'post_feedforward_layernorm' in names: family = None # norms after its parts, and none between them
     if not m or not at: return None
     layer, what = int(m[1]), m[2].removeprefix('hook_')
     if not isinstance(model, str) and layer >= sites.n_layers(model): raise BadInput(f'an SAE of layer {layer} was given with a model of {sites.n_layers(model)} layers: it was trained on another model')
@@ -276,27 +307,32 @@ def hook_site(hook:str, # as in TransformerLens: 'blocks.6.hook_resid_pre'
     part, side = {'attn_out': (attn, 'output'), 'mlp_out': (mlp, 'output'), 'attn.hook_z': (attn_last, 'input'), 'mlp.hook_post': (mlp_last, 'input'), 'mlp.hook_in': ('mlp', 'input'), 'resid_mid': (between, 'input')}[what]
     return Site(f'{at}.{layer}.{part}', side) if part else None
 
-# %% ../nbs/06_formats.ipynb #9898ebf8
+# %% ../nbs/06_formats.ipynb #54333258
 def _module_site(path, side, model): # sparsify names modules, often without those around them
     if model is None or isinstance(model, str): return Site(path, side) if path.startswith(tuple(f'{f[1]}.' for f in _FAMILIES.values())) else None
-    found = [n for n, _ in sites.unwrap(model).named_modules() if n == path or n.endswith('.' + path)]
-    if len(found) != 1: raise BadInput(f"an SAE of {path!r} was given, and {type(sites.unwrap(model)).__name__} has {len(found)} modules of that name: it was trained on another model, or give it a site yourself, sae.site = Site(...)")
-    return Site(found[0], side)
+    found = [n for n, _ in sites.unwrap(model).named_modules() if path and (n == path or n.endswith('.' + path))]
+    return Site(found[0], side) if len(found) == 1 else None
 
-# %% ../nbs/06_formats.ipynb #e335be60
+# %% ../nbs/06_formats.ipynb #e422c63e
 _MARKS = (('saebook', 'sae.json'), ('saelens', 'sae_weights.safetensors'), ('sparsify', 'sae.safetensors'), ('dictionary_learning', 'ae.pt'), ('gemma_scope', 'params.npz'))
 _WANTED = ('sae.json', 'sae.safetensors', 'cfg.json', 'sae_weights.safetensors', 'ae.pt', 'config.json', 'params.npz', 'final_config.yaml')
 _TITLES = dict(saebook='saebook', saelens='SAELens', sparsify='sparsify', dictionary_learning='dictionary_learning', gemma_scope='Gemma Scope', openai='OpenAI', e2e_sae='e2e_sae')
 
 def _inside(which): # a name that stays below where it is looked up
     parts = str(which).split('/')
-    if '\\' in str(which) or '\0' in str(which) or ':' in parts[0] or any(p in ('', '.', '..') for p in parts): raise BadInput(f'{str(which)!r} was given as the place of an SAE: give names of folders and a file, with / between them')
+    if '\\' in str(which) or '\0' in str(which) or ':' in parts[0] or any(p in ('', '.', '..') or set(p) & set('*?[') or len(p) > 255 for p in parts): raise BadInput(f'{str(which)!r} was given as the place of an SAE: give names of folders and a file, with / between them')
     return parts
 
 def _fetch(repo, which, revision, cache_dir): # from the hub: only what an SAE needs
-    from huggingface_hub import snapshot_download
-    near = '/'.join(which[:-1])
-    want = [f'{"/".join(which)}/{f}' if which else f for f in _WANTED] + (['/'.join(which), f'{near}/final_config.yaml' if near else 'final_config.yaml', f'{near}/config.json' if near else 'config.json'] if which and '.' in which[-1] else [])
+    from huggingface_hub import HfApi, snapshot_download
+    folders = ['/'.join(which[:i]) for i in range(len(which) + 1)] # which may name a file in a folder, and a place in the file
+    want = [f'{d}/{f}' if d else f for d in (folders[-1:] + [d for d, f in zip(folders, which) if '.' in f]) for f in _WANTED] + [d for d in folders if d.endswith(('.pt', '.npz'))]
+    try: there = HfApi().list_repo_files(repo, revision=revision)
+    except Exception: there = [] # not asked, or not to be reached: what is in the cache will do
+    if there and not which:
+        want += (alone := [f for f in there if re.fullmatch(r'[^/]+\.pt', f)])
+        below = sorted({f.rpartition('/')[0] for f in there if f.rpartition('/')[2] in (m for _, m in _MARKS)} | set(alone))
+        if below and len(alone) != 1 and '' not in below: raise BadInput(f"{repo!r} holds {len(below)} SAEs: choose one with load_sae(..., {below[0]!r}), out of {', '.join(below[:12])}{', …' if len(below) > 12 else ''}")
     try: return Path(snapshot_download(repo, revision=revision, cache_dir=cache_dir, allow_patterns=want))
     except Exception as e: # the hub's client raises many kinds, often over several lines
         raise BadInput(f'{repo!r} is no folder or file, and could not be had from the hub ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}): give a folder, a file, or a repository you may read') from None
@@ -304,8 +340,10 @@ def _fetch(repo, which, revision, cache_dir): # from the hub: only what an SAE n
 def recognise(path): # a folder or a file
     "The format of the SAE at `path`, and its file of weights. Raises `BadInput` with what lies there."
     path = Path(path)
-    if path.is_file(): path, file = path.parent, path
-    else: file = None
+    try: file = path if path.is_file() and path.name not in ('cfg.json', 'config.json', 'sae.json', 'final_config.yaml') else None
+    except (OSError, ValueError): raise BadInput(f'{str(path)[:80]!r} is no name of a folder or a file') from None
+    if path.is_file(): path = path.parent
+    if file and file.name == 'sae.safetensors' and (path/'sae.json').is_file(): return 'saebook', file
     for name, mark in _MARKS:
         if file is None and (path/mark).is_file() or file and file.name == mark: return name, path/('sae.safetensors' if name == 'saebook' else mark)
     pts = [file] if file else sorted(path.glob('*.pt')) if path.is_dir() else []
@@ -316,11 +354,11 @@ def recognise(path): # a folder or a file
         if 'encoder.weight' in keys or 'W_enc' in keys: return 'dictionary_learning', pts[0]
     if file and file.suffix == '.npz': return 'gemma_scope', file
     if not path.exists(): raise BadInput(f'{str(path)!r} is not there: give a folder or a file that is, or a repository on the hub, organisation/name')
-    below = sorted({p.parent.relative_to(path).as_posix() for m in _MARKS for p in path.glob(f'**/{m[1]}') if p.is_file()} | {p.relative_to(path).as_posix() for p in pts})
+    below = sorted({p.parent.relative_to(path).as_posix() for m in _MARKS for p in path.glob(f'**/{m[1]}') if p.is_file()} | {p.relative_to(path).as_posix() for p in pts if p.suffix == '.pt'})
     if below: raise BadInput(f"{str(path)!r} holds {len(below)} SAEs: choose one with load_sae(..., {below[0]!r}), out of {', '.join(below[:12])}{', …' if len(below) > 12 else ''}")
     raise BadInput(f"{str(file or path)!r} holds no SAE of a format known here ({', '.join(_TITLES.values())}), but {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}: look for {', '.join(m for _, m in _MARKS[1:])}")
 
-# %% ../nbs/06_formats.ipynb #66b4cc2c
+# %% ../nbs/06_formats.ipynb #5bad6d1d
 def _read(name, file, which, scale):
     of = str(file)
     if name == 'saelens': return _saelens(_config(file.parent/'cfg.json'), _safetensors(file), of, scale)
@@ -341,19 +379,22 @@ def load_sae(source,     # a folder, a file, or a repository on the hub, 'organi
              revision:str|None=None, cache_dir=None, # of the repository; None: the newest, in the hub's own cache
              quiet:bool=False): # do not say what was recognised
     "An SAE of any public format as a `SAE` or `Transcoder` in evaluation mode, in float32. `info` holds its format, hook, model and configuration (without secrets). Raises `BadInput`."
+    if not isinstance(source, (str, Path)): raise BadInput(f'a {type(source).__name__} was given to be loaded: give a folder, a file, or a repository on the hub')
     parts, path = _inside(which) if which is not None else [], Path(source)
-    if not path.exists() and re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(source)): path = _fetch(str(source), parts, revision, cache_dir)
+    if len(str(source)) < 300 and not path.exists() and re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(source)): path = _fetch(str(source), parts, revision, cache_dir)
     while parts and (path/parts[0]).exists(): path, parts = path/parts[0], parts[1:]
     if parts and not path.is_file(): raise BadInput(f"{str(path)!r} has no {parts[0]!r}: it has {', '.join(sorted(p.name for p in path.iterdir())[:12]) if path.is_dir() else 'nothing'}")
     name, file = recognise(path)
+    if len(parts) > (name == 'e2e_sae'): raise BadInput(f'{str(file)!r} holds one SAE, and {parts[0]!r} was asked of it: leave that out')
     if name == 'saebook': sae = SAE.from_pretrained(file.parent)
     else:
         f = _read(name, file, parts[0] if parts else None, scale)
         hook = f.hook or (file.parent.name if name == 'sparsify' and re.search(r'(^|\.)\d+(\.|$)', file.parent.name) else '') # there a folder is named after the module, as in layers.10.mlp
         at = model if model is not None else f.model
         site = _module_site(hook, 'input' if f.transcoder else 'output', model) if name == 'sparsify' else hook_site(hook, at) if hook and at != '' else None
-        if f.transcoder and site is not None and site.side != 'input': site = None # a place between modules
-        sae = _build(f, str(file), site, dict(format=name, hook=hook, model=f.model, source=redacted(str(source)), which=which, config=redacted(f.config)))
+        if site is None and isinstance(f.site, str) and re.fullmatch(r'[\w.]+(:input)?', f.site): site = Site(f.site.removesuffix(':input'), 'input' if f.site.endswith(':input') else 'output') # written by saebook
+        if f.transcoder and site is not None and (site.side != 'input' or f.hook_out and hook_site(f.hook_out, at) != Site(site.path)): site = None # its target is not the output of the module it reads
+        sae = _build(f, str(file), site, dict(format=name, hook=hook, **(dict(hook_out=f.hook_out) if f.hook_out else {}), model=f.model, source=redacted(str(source)), which=which, config=redacted(f.config)))
     if model is not None and sae.site is not None and (w := sites.width(model, sae.site)) != sae.d_in: raise BadInput(f'an SAE of width {sae.d_in} was given with a model whose {sae.site} has width {w}: it was trained on another model')
     if not quiet: print(_said(sae, name))
     return sae
@@ -364,7 +405,7 @@ def _said(sae, name):
     where = f'at {sae.site}' if sae.site else f"at {sae.info['hook']}, for which no site is known without the model: load_sae(..., model=model)" if sae.info.get('hook') else 'which does not say where it reads: set sae.site'
     return f"{_TITLES[name]}: {type(sae).__name__}, {sae.d_in} → {sae.n:,} features{f' → {sae.d_out}' if sae.d_out != sae.d_in else ''}, {sae.activation} ({', '.join(how)}), {where}".replace(' ()', '')
 
-# %% ../nbs/06_formats.ipynb #a28c9060
+# %% ../nbs/06_formats.ipynb #fb44be56
 def _biases(sae, apply): # the encoder's biases where b_dec is, or is not, subtracted first
     names = [k for k in ('b_enc', 'b_gate') if hasattr(sae, k)]
     b = {k: getattr(sae, k).detach().double() for k in names}
@@ -388,7 +429,7 @@ def _to_saelens(sae, path):
     if skip: w['W_skip'] = w['W_skip'].t()
     meta = dict(sae_lens_version='6.0.0', hook_name=sae.info.get('hook') or None, model_name=sae.info.get('model') or None, model_from_pretrained_kwargs=dict(center_writing_weights=True) if sae.center_input else {}, site=str(sae.site) if sae.site else None)
     cfg = dict(d_in=sae.d_in, d_sae=sae.n, dtype='float32', device='cpu', apply_b_dec_to_input=sae.apply_b_dec and not trans, normalize_activations=dict(none='none', layer_norm='layer_norm', unit_norm='constant_norm_rescale')[sae.normalize],
-               reshape_activations='none', metadata=meta, architecture=arch, **(dict(k=sae.k, rescale_acts_by_decoder_norm=False) if arch == 'topk' else {}), **(dict(d_out=sae.d_out) if trans else {}))
+               reshape_activations='hook_z' if str(sae.info.get('hook')).endswith('hook_z') else 'none', metadata=meta, architecture=arch, **(dict(k=sae.k, rescale_acts_by_decoder_norm=False) if arch == 'topk' else {}), **(dict(d_out=sae.d_out) if trans else {}))
     with atomic(path/'sae_weights.safetensors') as tmp: save_file({k: v.float().cpu().contiguous() for k, v in w.items()}, tmp)
     write_json(path/'cfg.json', redacted(cfg))
 
@@ -415,7 +456,7 @@ def _to_dictionary(sae, path):
     w = {k: v.float().cpu().contiguous().clone() for k, v in w.items()}
     if sae.activation in ('topk', 'batch_topk'): w |= dict(k=torch.tensor(sae.k, dtype=torch.int), threshold=sae.threshold.detach().float().cpu().clone() if sae.activation == 'batch_topk' else torch.tensor(-1.))
     if 'Matryoshka' in kind: w['group_sizes'] = torch.tensor([b - a for a, b in zip((0, *sae.prefixes), (*sae.prefixes, sae.n))])
-    layer = re.match(r'blocks\.(\d+)\.hook_(\w+)', sae.info.get('hook') or '')
+    layer = re.match(r'blocks\.(\d+)\.hook_(\w+)', str(sae.info.get('hook')))
     trainer = dict(dict_class=kind, activation_dim=sae.d_in, dict_size=sae.n, k=sae.k, lm_name=sae.info.get('model') or None, layer=int(layer[1]) if layer else None, submodule_name=f'{layer[2]}_layer_{layer[1]}' if layer else None)
     with atomic(path/'ae.pt') as tmp: torch.save(w, tmp)
     write_json(path/'config.json', redacted(dict(trainer={k: v for k, v in trainer.items() if v is not None}, buffer={})))

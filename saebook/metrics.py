@@ -44,7 +44,7 @@ def fvu(x:torch.Tensor,     # (..., d) activations
     if total == 0: raise BadInput(f'{len(x)} activations that are all equal were given: there is no variance to explain')
     return ((x - x_hat).square().sum() / total).item()
 
-# %% ../nbs/05_metrics.ipynb #e18780b4
+# %% ../nbs/05_metrics.ipynb #8ea5a604
 def _sums(x, x_hat, code, g, k): # sums over the rows of each group; x around its mean, so that squares lose no digits
     shift = torch.zeros(x.shape[1], dtype=torch.float64)
     for a in x.split(4096): shift += a.double().cpu().sum(0)/len(x)
@@ -74,6 +74,8 @@ def reconstruction(x:torch.Tensor,     # [tokens, d] activations
                    n:int=300, level:float=.95, seed:int=0): # of the bootstrap
     "A row a measure: its value, its interval under resampling of whole texts, which way is better. Raises `BadInput`."
     if x.ndim != 2 or x.shape != x_hat.shape: raise BadInput(f'activations {tuple(x.shape)} and reconstructions {tuple(x_hat.shape)} were given: both are [tokens, d]')
+    if code is not None and len(code) != len(x): raise BadInput(f'a code of {len(code)} tokens was given with activations of {len(x)}: give that of the same tokens')
+    if not len(x) or not (torch.isfinite(x).all() and torch.isfinite(x_hat).all()): raise BadInput(f'{len(x)} activations and reconstructions with NaN or infinity, or none at all, were given: leave out those tokens')
     if groups is not None and len(groups) != len(x): raise BadInput(f'{len(groups)} names of texts were given for {len(x)} tokens: give one for each')
     g = np.unique(np.asarray(groups), return_inverse=True)[1] if groups is not None else np.zeros(len(x), int)
     of = _sums(x, x_hat, code, g, k := int(g.max()) + 1)
@@ -129,13 +131,17 @@ class LossRecovered:
         "Interval (low, high) of `against` under resampling of whole texts; further arguments as for `bootstrap`."
         return bootstrap(lambda w: self.against(ablation, coder, w, what), groups, **kw)
 
-# %% ../nbs/05_metrics.ipynb #5fd62373
+# %% ../nbs/05_metrics.ipynb #5e7441d3
+def _divergence(a, b): # KL of what logits b say from what a says; a word that a rules out costs nothing
+    p, q = a.log_softmax(-1), b.log_softmax(-1)
+    return (p.exp()*(p - q)).masked_fill(p == -math.inf, 0).sum(-1)
+
 def _row_loss(model, inputs, clean=None): # clean: what the clean model said
     "Of each row the sum of the next-token loss, that of the divergence from `clean`, and the number of tokens predicted; what was said. Padding is not predicted."
     logits = sites.forward(model, inputs).logits[:, :-1].float().cpu()
     target, seen = inputs['input_ids'][:, 1:], inputs['attention_mask'][:, 1:] * inputs['attention_mask'][:, :-1]
     loss = F.cross_entropy(logits.transpose(1, 2), target, reduction='none') * seen
-    kl = [(F.kl_div(b.log_softmax(-1), a.log_softmax(-1), reduction='none', log_target=True).sum(-1)*m).sum() for a, b, m in zip(logits if clean is None else clean, logits, seen)] # row by row: a vocabulary is wide
+    kl = [(_divergence(a, b)*m).sum() for a, b, m in zip(logits if clean is None else clean, logits, seen)] # row by row: a vocabulary is wide
     return loss.sum(1).double().numpy(), torch.stack(kl).double().numpy(), seen.sum(1).numpy(), logits
 
 @torch.no_grad()
@@ -145,6 +151,8 @@ def loss_recovered(model,             # a causal language model
                    coders,            # a function (..., d) -> (..., d), which is then called 'sae', or {name: function}
                    mean:torch.Tensor):# [d] mean activation of the *training* text
     "`LossRecovered` at `site`: each coder in turn replaces the activation of the tokens in use; all others stay as they are."
+    taken = {'n', 'clean', 'mean', 'zero'} & set(coders if isinstance(coders, dict) else ())
+    if taken: raise BadInput(f'a coder was called {sorted(taken)[0]!r}, which is the name of something else here: call it otherwise')
     swaps = dict(clean=lambda h: h, mean=lambda h: mean.to(h).expand_as(h), zero=torch.zeros_like, **(coders if isinstance(coders, dict) else dict(sae=coders)))
     rows, kls = {k: [] for k in [*swaps, 'n']}, {k: [] for k in swaps}
     for inputs, use in batches:
@@ -176,9 +184,9 @@ def aurocs(scores:np.ndarray, # [rows, features]
     if not np.all(p) or not np.all(n): raise BadInput(f'a concept stands on none or on all of the {len(labels)} rows: an AUROC needs both kinds')
     return (rankdata(scores, axis=0).T @ labels - p*(p + 1)/2) / (p*n)
 
-# %% ../nbs/05_metrics.ipynb #883ecc65
+# %% ../nbs/05_metrics.ipynb #74a44bea
 def _unit(A, what):
-    if A.ndim != 2 or not len(A): raise BadInput(f'{what} of shape {tuple(A.shape)} was given: a dictionary is [features, d]')
+    if A.ndim != 2 or not len(A) or not torch.isfinite(A).all(): raise BadInput(f'{what} of shape {tuple(A.shape)} was given, or one with NaN: a dictionary is [features, d]')
     return F.normalize(A.detach().float(), dim=1)
 
 def max_cosines(A:torch.Tensor, B:torch.Tensor): # [n, d], [m, d]: decoders, a row a feature
@@ -197,7 +205,7 @@ def matched_cosines(A:torch.Tensor, B:torch.Tensor): # as above
     best = c.argsort(descending=True)
     return c[best], torch.stack([i, j], 1)[best.cpu()]
 
-# %% ../nbs/05_metrics.ipynb #11a6f796
+# %% ../nbs/05_metrics.ipynb #0c81a4aa
 def split_features(code:SparseCode, # [tokens, n]
                    label,           # [tokens] bool: has the concept
                    gain:float=.03, most:int=10): # F1 that a further feature has to add; features at most
@@ -209,7 +217,7 @@ def split_features(code:SparseCode, # [tokens, n]
         hit, miss = (torch.bincount(code.indices[on & (todo & l)[:, None]], minlength=code.n).double() for l in (label, ~label))
         got, wrong = (label & ~todo).sum() + hit, (~label & ~todo).sum() + miss
         score = 2*got/(got + wrong + label.sum())
-        if score.max() < f1 + gain: break
+        if score.max() <= f1 or score.max() < f1 + gain: break
         f1 = score.max().item(); found.append(int(score.argmax()))
         todo &= ~(on & (code.indices == found[-1])).any(1)
     return found
@@ -222,7 +230,7 @@ def absorption(code:SparseCode,        # [tokens, n]
                cosine:float=.1):       # of a feature with the direction, for it to count
     "On the tokens with the concept: `full`, the share on which none of `main` fires and one other feature says at least half of what is said where they do; `fraction`, the mean share of the strongest other feature; `by`, which ones they are and on how many tokens."
     label = torch.as_tensor(np.asarray(label), dtype=torch.bool, device=code.values.device)
-    if not label.any(): raise BadInput('no token has the concept: there is nothing to absorb')
+    if len(label) != len(code) or not label.any(): raise BadInput(f'{int(label.sum())} of {len(label)} labels are true for a code of {len(code)} tokens: give one for each, and some tokens with the concept')
     u = F.normalize(direction.to(W_dec), dim=0)
     along = W_dec.detach() @ u
     fits = along > cosine*W_dec.detach().norm(dim=1)
@@ -236,10 +244,10 @@ def absorption(code:SparseCode,        # [tokens, n]
     share = torch.where(mine + best > 0, best/(mine + best).clamp_min(1e-30), 0)
     return dict(full=full.double().mean().item(), fraction=share.double().mean().item(), by={int(w): int(c) for w, c in sorted(zip(who, n), key=lambda p: -p[1])})
 
-# %% ../nbs/05_metrics.ipynb #faedf5ce
+# %% ../nbs/05_metrics.ipynb #b72d87fd
 def _sizes(v): # in double precision; what is 0 throughout has no shares
     v = v.detach().double().abs()
-    if not v.shape[-1]: raise BadInput('a vector without entries was given: there is nothing to compare')
+    if not v.ndim or not v.shape[-1]: raise BadInput('a number or a vector without entries was given: there is nothing to compare')
     return v, v.sum(-1, keepdim=True)
 
 def gini(v:torch.Tensor): # (..., n)
@@ -264,4 +272,5 @@ def participation_ratio(v:torch.Tensor): # (..., n); for the dimension of activa
 
 def effective_rank(A:torch.Tensor): # (..., rows, columns)
     "Roy and Vetterli's effective rank (2007): (...), exp of the entropy of the singular values."
+    if A.ndim < 2 or not torch.isfinite(A).all(): raise BadInput(f'a tensor {tuple(A.shape)} was given, or one with NaN: give a matrix (..., rows, columns)')
     return entropy(torch.linalg.svdvals(A.detach().double())).exp()

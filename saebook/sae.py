@@ -67,7 +67,7 @@ class SAE(nn.Module):
 
     def extra_repr(self): return f'd_in={self.d_in}, n={self.n}, activation={self.activation!r}' + (f', k={self.k}' if self.activation in _FIXED else '')
 
-# %% ../nbs/04_sae.ipynb #fc4781cf
+# %% ../nbs/04_sae.ipynb #1ab1513b
 @patch(as_prop=True)
 def shift(self:SAE): # what is subtracted before encoding
     return self.b_dec if self.apply_b_dec else torch.zeros_like(self.b_dec)
@@ -82,7 +82,7 @@ def _raw(self:SAE, x):
 def _units(self:SAE, rows): # of each row: what is taken away [rows, 1], and what the rest is divided by going in and multiplied with going out
     mean = rows.mean(1, keepdim=True) if self.center_input or self.normalize == 'layer_norm' else 0.
     if self.normalize == 'none': return mean, 1., 1.
-    if self.normalize == 'unit_norm': size = torch.linalg.vector_norm(rows - mean, dim=1, keepdim=True)/self.d_in**.5; return mean, size, size
+    if self.normalize == 'unit_norm': size = (torch.linalg.vector_norm(rows - mean, dim=1, keepdim=True)/self.d_in**.5).clamp_min(1e-30); return mean, size, size
     std = (rows - mean).std(1, keepdim=True) # of d - 1 degrees of freedom, as those who trained with it had it
     return mean, std + 1e-5, std
 
@@ -184,7 +184,7 @@ def fold_norms(self:SAE):
         if getattr(self, name, norm[0]).ndim: getattr(self, name).mul_(norm) # not BatchTopK's one threshold
     return self
 
-# %% ../nbs/04_sae.ipynb #e6cc2fc5
+# %% ../nbs/04_sae.ipynb #4b232c25
 class Transcoder(SAE):
     "Reads the input of the module at `site` (..., d_in) and predicts its output (..., d_out): `W_dec` [n, d_out]; with `skip`, `W_skip` [d_in, d_out] is added."
     def __init__(self, d_in:int, n:int, activation:str='topk', k:int=16, site:Site|None=None, seed:int=0, info:dict|None=None, prefixes=(), center_input:bool=False, normalize:str='none', # of the input alone
@@ -203,10 +203,11 @@ class Transcoder(SAE):
 def shift(self:Transcoder): return self.b_enc.new_zeros(self.d_in)
 
 @patch
-def decode(self:Transcoder, code, x=None): # as an SAE's; x is needed for the skip only
+def decode(self:Transcoder, code, x=None): # as an SAE's; x: what was encoded, for a transcoder with a skip
     "The module's output that a code stands for: (..., d_out)."
+    if self.skip and x is None: raise BadInput('a code was given alone to a transcoder with a skip, which adds a linear map of its input: give the activations too, decode(code, x)')
     y = (codes.decode(code, self.W_dec) if isinstance(code, SparseCode) else code.to(self.W_dec.dtype) @ self.W_dec) + self.b_dec
-    return y + self._raw(x).view(*x.shape[:-1], self.d_in) @ self.W_skip if self.skip and x is not None else y
+    return y + self._raw(x).view(*x.shape[:-1], self.d_in) @ self.W_skip if self.skip else y
 
 # %% ../nbs/04_sae.ipynb #1820e017
 _TYPES = dict(kind=str, version=int, d_in=int, n=int, activation=str, k=int, site=(dict, type(None)), info=dict, prefixes=list, d_out=int, skip=bool, center_input=bool, normalize=str, apply_b_dec=bool)

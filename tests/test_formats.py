@@ -198,6 +198,47 @@ def test_the_width_is_checked_against_the_model(tmp_path, lm_small):
     sae = SAE(128, 64, k=4, info=dict(hook='blocks.1.hook_resid_post')); save_sae(sae, tmp_path, 'saelens')
     with pytest.raises(BadInput, match='width 128 was given with a model whose model.layers.1 has width 64'): load_sae(tmp_path, model=lm_small, quiet=True)
 
+@pytest.mark.parametrize('hook, model, centred', [('blocks.3.hook_resid_pre', 'gpt2-small', True), ('blocks.3.hook_mlp_out', 'gpt2-small', True), ('blocks.3.attn.hook_z', 'gpt2-small', False),
+                                                  ('blocks.3.mlp.hook_post', 'gpt2-small', False), ('blocks.3.hook_resid_post', 'meta-llama/Llama-3.1-8B', False)])
+def test_only_what_writes_into_the_stream_was_centred(tmp_path, hook, model, centred):
+    save_sae(SAE(128, 64, 'relu', center_input=True, info=dict(hook=hook, model=model)), tmp_path, 'saelens')
+    assert load_sae(tmp_path, quiet=True).center_input == centred
+
+@pytest.mark.parametrize('into, out, site', [('blocks.3.mlp.hook_in', 'blocks.3.hook_mlp_out', Site('transformer.h.3.mlp', 'input')), ('blocks.3.mlp.hook_in', 'blocks.7.hook_mlp_out', None), ('blocks.3.hook_resid_mid', 'blocks.3.hook_mlp_out', None)])
+def test_a_transcoders_target_is_the_output_of_its_module(tmp_path, into, out, site):
+    save_sae(Transcoder(128, 64, 'relu'), tmp_path, 'saelens')
+    cfg(tmp_path, metadata=dict(sae_lens_version='6.0.0', hook_name=into, hook_name_out=out, model_name='gpt2-small'))
+    t = load_sae(tmp_path, quiet=True)
+    assert t.site == site and (t.info['hook'], t.info['hook_out']) == (into, out)
+
+def test_one_head_is_not_the_whole_layer(tmp_path):
+    save_sae(SAE(128, 64, 'relu'), tmp_path, 'saelens')
+    cfg(tmp_path, metadata=dict(sae_lens_version='6.0.0', hook_name='blocks.3.attn.hook_z', hook_head_index=3, model_name='gpt2-small'))
+    assert load_sae(tmp_path, quiet=True).site is None
+
+def test_a_site_survives(tmp_path):
+    save_sae(SAE(128, 64, 'relu', site=Site('transformer.h.3')), tmp_path, 'saelens')
+    assert load_sae(tmp_path, quiet=True).site == Site('transformer.h.3')
+
+def test_folders_above_a_repository_mean_nothing(tmp_path):
+    place = tmp_path/'embedding'/'layer_3_runs'/'gemma-scope-2b-pt-res'/'layer_20'/'width_16k'
+    t = scope_file(place/'params.npz')
+    sae = load_sae(place, quiet=True)
+    assert sae.info['hook'] == 'blocks.20.hook_resid_post' and torch.equal(sae.W_enc, t['W_enc'])
+
+def test_files_as_well_as_folders(tmp_path):
+    sae = shaken(SAE(128, 64, k=4))
+    for fmt, files in dict(saebook=('sae.json', 'sae.safetensors'), saelens=('cfg.json', 'sae_weights.safetensors'), sparsify=('cfg.json', 'sae.safetensors'), dictionary_learning=('config.json', 'ae.pt')).items():
+        save_sae(sae, tmp_path/fmt, fmt)
+        for f in files: close(load_sae(str(tmp_path/fmt/f), quiet=True)(X), sae(X))
+    with pytest.raises(BadInput, match="holds one SAE, and 'more' was asked of it"): load_sae(tmp_path/'dictionary_learning'/'ae.pt', 'more/of/it')
+    for odd in (None, 'a'*5000): 
+        with pytest.raises(BadInput): load_sae(odd)
+
+def test_a_configuration_with_a_date(tmp_path):
+    e2e_file(tmp_path/'s.pt', ('blocks-0-hook_resid_pre',)); (tmp_path/'final_config.yaml').write_text('date: 2024-05-01\ntlens_model_name: gpt2-small\n')
+    assert load_sae(tmp_path, quiet=True).info['config']['date'] == '2024-05-01'
+
 # --- the hub
 
 def hub(root, repo, make):
@@ -214,6 +255,10 @@ def test_from_the_hub(tmp_path, monkeypatch):
     assert sae.info['hook'] == 'layers.0' and sae.info['source'] == 'some/saes'
     close(sae(X), load_file(fixtures/'sparsify'/'topk'/'expected.safetensors')['y'])
     with pytest.raises(BadInput, match="holds 2 SAEs: choose one with"): load_sae('some/saes', cache_dir=tmp_path)
+    listed = lambda self, repo, revision=None: ['README.md', 'layers.0/cfg.json', 'layers.0/sae.safetensors', 'layers.5/cfg.json', 'layers.5/sae.safetensors']
+    with monkeypatch.context() as m:
+        m.setattr('huggingface_hub.HfApi.list_repo_files', listed) # where the hub answers, nothing is fetched to find out
+        with pytest.raises(BadInput, match="'some/new' holds 2 SAEs: choose one with .*layers.0, layers.5"): load_sae('some/new', cache_dir=tmp_path)
     with pytest.raises(BadInput, match="has no 'layers.7': it has layers.0, layers.1"): load_sae('some/saes', 'layers.7', cache_dir=tmp_path)
     with pytest.raises(BadInput, match='could not be had from the hub') as e: load_sae('some/others', cache_dir=tmp_path)
     assert '\n' not in str(e.value)
@@ -260,7 +305,21 @@ def cut(d, name):
 
 def deep(d): good(d); (d/'cfg.json').write_text('['*100_000)
 
+def grows(d): # torch allows bytearray in a pickle, which takes as much memory as the file says
+    good(d, 'dictionary_learning', 'AutoEncoder')
+    with zipfile.ZipFile(d/'ae.pt') as z: parts = {i.filename: z.read(i) for i in z.infolist()}
+    with zipfile.ZipFile(d/'ae.pt', 'w') as z:
+        for k, v in parts.items(): z.writestr(k, b'\x80\x02}X\x01\x00\x00\x00ac__builtin__\nbytearray\nJ\x00\x00\x00\x40\x85Rs.' if k.endswith('data.pkl') else v)
+
 HARM = dict(
+    pt_with_a_bytearray=grows,
+    nested_10_12_entries=lambda d: (openai_file(d/'8.pt'), torch.save({**torch.load(d/'8.pt'), 'activation_state_dict': dict(k=None, x=torch.zeros(1).expand(10**6, 10**6))}, d/'8.pt')),
+    state_of_another_type=lambda d: (openai_file(d/'8.pt'), torch.save({**torch.load(d/'8.pt'), 'activation_state_dict': [4]}, d/'8.pt')),
+    three_dimensions=lambda d: (good(d), tensors(d, W_enc=torch.zeros(2, 128, 32))),
+    a_flag_of_text=lambda d: (good(d), cfg(d, apply_b_dec_to_input='false')),
+    an_architecture_of_another_type=lambda d: (good(d), cfg(d, architecture={})),
+    nested_600_deep=lambda d: (good(d), (d/'cfg.json').write_text('{"a":'*600 + '1' + '}'*600)),
+    a_factor_not_in_use=lambda d: (good(d), tensors(d, scaling_factor=torch.full((32,), 2.))),
     pickle_with_a_call=lambda d: torch_file(d, {'encoder.weight': torch.zeros(2, 2), 'x': Call(str(d/'harm'))}),
     plain_pickle_with_a_call=lambda d: (good(d, 'dictionary_learning', 'AutoEncoder'), (d/'ae.pt').write_bytes(pickle.dumps(Call(str(d/'harm'))))),
     safetensors_that_claims_10_12_rows=lambda d: (good(d), (d/'sae_weights.safetensors').write_bytes(header(dict(W_enc=dict(dtype='F32', shape=[10**12, 128], data_offsets=[0, 512*10**12]))))),

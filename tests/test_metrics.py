@@ -54,6 +54,9 @@ def test_reconstruction_of_odd_input():
     for bad, match in (((x, x[:, :2]), 'both are'), ((x[0], x[0]), 'both are'), ((torch.ones(5, 3),)*2, 'all equal')):
         with pytest.raises(BadInput, match=match): metrics.reconstruction(*bad)
     with pytest.raises(BadInput, match='9 names'): metrics.reconstruction(x, x, groups=range(9))
+    with pytest.raises(BadInput, match='a code of 1 tokens'): metrics.reconstruction(x, x, pack(torch.ones(1, 4)))
+    for bad in ((x, x*math.nan), (x[:0], x[:0])):
+        with pytest.raises(BadInput, match='NaN or infinity, or none at all'): metrics.reconstruction(*bad)
     x[0] = 0 # a token without a direction
     assert metrics.reconstruction(x, x).value[['FVU', 'cosine', 'norm ratio']].tolist() == pytest.approx([0, 1, 1])
     assert metrics.reconstruction(x.bfloat16(), x.bfloat16(), groups=['a']*5 + ['b']*5).low.notna().all()
@@ -69,6 +72,7 @@ def test_kl_is_that_of_the_logits(shared):
     seen = (use[:, 1:] & use[:, :-1]).double()
     assert out.kl('sae') == pytest.approx((((p.exp()*(p - q)).sum(-1)*seen).sum()/seen.sum()).item(), rel=1e-4)
     assert out.kl('clean') == 0 and 0 < out.against('zero', what='kl') < 1 and out.kls['sae'].shape == (2,)
+    with pytest.raises(BadInput, match="called 'n'"): metrics.loss_recovered(model, [(b, use)], at, dict(n=lambda h: h), torch.zeros(64))
     assert len(out.interval(['a', 'b'], what='kl', n=20)) == 2
 
 def test_matched_cosines_beat_any_greedy_pairing():
@@ -93,6 +97,7 @@ def test_split_features_by_brute_force():
     f1 = lambda on: 2*(on & label).sum().item()/(on.sum() + label.sum()).item()
     found = metrics.split_features(code, label)
     assert f1(x[:, found[0]]) == max(f1(x[:, j]) for j in range(12)) and set(found) == {3, 7}
+    assert len(metrics.split_features(code, label, gain=0)) < 10 # none that adds nothing
     with pytest.raises(BadInput, match='of both kinds'): metrics.split_features(code, torch.ones(400))
 
 def test_a_concept_without_absorbers_is_not_absorbed():
@@ -113,3 +118,7 @@ def test_a_histogram_counts_every_feature_once():
     code = pack(torch.rand(1000, 50, generator=torch.Generator().manual_seed(0)).sub(torch.linspace(.5, 1.2, 50)).relu())
     h = metrics.firing_histogram(code)
     assert h.features.sum() == 50 and h.features.iloc[0] == (metrics.firing_counts(code) == 0).sum() and (h.high.iloc[-1], h.low.iloc[1]) == (1, pytest.approx(1e-3))
+
+def test_a_word_that_is_ruled_out_costs_nothing():
+    a = torch.tensor([[0., 1., -math.inf]]); b = torch.tensor([[1., 0., -math.inf]])
+    assert metrics._divergence(a, a).item() == 0 and 0 < metrics._divergence(a, b).item() < 1

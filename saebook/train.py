@@ -240,7 +240,7 @@ def _asking(sae): # only inside a step: elsewhere an encoding must not wait for 
     try: yield
     finally: sae.__dict__.pop('_others', None)
 
-# %% ../nbs/08_train.ipynb #feb03886
+# %% ../nbs/08_train.ipynb #051a6e89
 class Trainer:
     "One SAE in training: in units in which its activations have unit variance."
     def __init__(self, sae, cfg, mean, scale, longest=torch.inf): # mean [d_out] of what is to be said; scale: of what is read, of what is to be said; longest: norm of a token that is read
@@ -270,7 +270,8 @@ class Trainer:
         sae, dead, found, fired = self.sae.train(), self.since > self.cfg.dead_after, [], torch.zeros_like(self.since, dtype=torch.bool)
         for share, f in parts:
             with torch.autocast(sae.W_enc.device.type, torch.bfloat16, enabled=self.cfg.bf16), _asking(sae): loss, row, hit = f(dead=dead)
-            with codes.reusing(self.memory): (loss*share).backward()
+            with codes.reusing(self.memory):
+                torch.autograd.backward(loss*share) # not Tensor.backward, which nnsight changes for all
             found.append({k: v*share for k, v in dict(loss=loss.detach(), **row).items()}); fired |= hit
         figures = torch.stack([sum(p[k] for p in found) for k in found[0]])
         _everywhere(sae, figures, fired)

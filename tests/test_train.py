@@ -176,6 +176,15 @@ def test_screening_loses_nothing(spread):
     a, e = (dense(*codes.strongest(x, W, b, 32, exact)) for exact in (False, True))
     assert (a & e).sum() >= .9999*e.sum()
 
+# --- beside other libraries
+
+def test_training_with_nnsight_imported():
+    "nnsight changes Tensor.backward for all."
+    import nnsight
+    acts, _ = toy_activations(500)
+    h = train_sae(SAE(16, 32, k=2), acts, TrainConfig(steps=30, batch=64, log_every=1), **fast).history
+    assert h.fvu.iloc[-1] < h.fvu.iloc[0]
+
 # --- from disk
 
 def test_training_from_a_cache_and_going_on_after_an_interrupt(tmp_path):

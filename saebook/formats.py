@@ -358,7 +358,7 @@ def recognise(path): # a folder or a file
     if below: raise BadInput(f"{str(path)!r} holds {len(below)} SAEs: choose one with load_sae(..., {below[0]!r}), out of {', '.join(below[:12])}{', …' if len(below) > 12 else ''}")
     raise BadInput(f"{str(file or path)!r} holds no SAE of a format known here ({', '.join(_TITLES.values())}), but {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}: look for {', '.join(m for _, m in _MARKS[1:])}")
 
-# %% ../nbs/06_formats.ipynb #5bad6d1d
+# %% ../nbs/06_formats.ipynb #d180dc6a
 def _read(name, file, which, scale):
     of = str(file)
     if name == 'saelens': return _saelens(_config(file.parent/'cfg.json'), _safetensors(file), of, scale)
@@ -401,15 +401,15 @@ def load_sae(source,     # a folder, a file, or a repository on the hub, 'organi
 
 def _said(sae, name):
     how = [f'k={sae.k}'] if sae.activation in ('topk', 'batch_topk', 'group_max') else []
-    how += [w for w, on in (('center_input', sae.center_input), (sae.normalize, sae.normalize != 'none'), ('b_dec not subtracted', not sae.apply_b_dec and type(sae) is SAE), ('skip', getattr(sae, 'skip', False))) if on]
+    how += [w for w, on in (('center_input', sae.center_input), (sae.normalize, sae.normalize != 'none'), ('b_dec not subtracted', not sae.apply_b_dec and not isinstance(sae, Transcoder)), ('skip', getattr(sae, 'skip', False))) if on]
     where = f'at {sae.site}' if sae.site else f"at {sae.info['hook']}, for which no site is known without the model: load_sae(..., model=model)" if sae.info.get('hook') else 'which does not say where it reads: set sae.site'
     return f"{_TITLES[name]}: {type(sae).__name__}, {sae.d_in} → {sae.n:,} features{f' → {sae.d_out}' if sae.d_out != sae.d_in else ''}, {sae.activation} ({', '.join(how)}), {where}".replace(' ()', '')
 
-# %% ../nbs/06_formats.ipynb #fb44be56
+# %% ../nbs/06_formats.ipynb #8131009d
 def _biases(sae, apply): # the encoder's biases where b_dec is, or is not, subtracted first
     names = [k for k in ('b_enc', 'b_gate') if hasattr(sae, k)]
     b = {k: getattr(sae, k).detach().double() for k in names}
-    if sae.apply_b_dec != apply and type(sae) is SAE:
+    if sae.apply_b_dec != apply and not isinstance(sae, Transcoder):
         by = sae.b_dec.detach().double() @ sae.W_enc.detach().double() * (1 if apply else -1)
         for k in names: b[k] = b[k] + (by*sae.r_mag.detach().double().exp() if sae.activation == 'gated' and k == 'b_enc' else by)
     return {k: v.float() for k, v in b.items()}

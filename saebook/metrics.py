@@ -205,7 +205,7 @@ def matched_cosines(A:torch.Tensor, B:torch.Tensor): # as above
     best = c.argsort(descending=True)
     return c[best], torch.stack([i, j], 1)[best.cpu()]
 
-# %% ../nbs/05_metrics.ipynb #0c81a4aa
+# %% ../nbs/05_metrics.ipynb #5f9fb4de
 def split_features(code:SparseCode, # [tokens, n]
                    label,           # [tokens] bool: has the concept
                    gain:float=.03, most:int=10): # F1 that a further feature has to add; features at most
@@ -228,7 +228,7 @@ def absorption(code:SparseCode,        # [tokens, n]
                direction:torch.Tensor, # [d] of the concept: planted, or a probe's
                main,                   # the features of the concept, as from `split_features`
                cosine:float=.1):       # of a feature with the direction, for it to count
-    "On the tokens with the concept: `full`, the share on which none of `main` fires and one other feature says at least half of what is said where they do; `fraction`, the mean share of the strongest other feature; `by`, which ones they are and on how many tokens."
+    "On the tokens with the concept: `full`, the share on which none of `main` fires and one other feature says at least half of what is said where they do; `fraction`, the mean share of the strongest other feature; `by`, which ones they are and on how many tokens. Where none of `main` ever fires, what the others say is the measure."
     label = torch.as_tensor(np.asarray(label), dtype=torch.bool, device=code.values.device)
     if len(label) != len(code) or not label.any(): raise BadInput(f'{int(label.sum())} of {len(label)} labels are true for a code of {len(code)} tokens: give one for each, and some tokens with the concept')
     u = F.normalize(direction.to(W_dec), dim=0)

@@ -205,7 +205,7 @@ def matched_cosines(A:torch.Tensor, B:torch.Tensor): # as above
     best = c.argsort(descending=True)
     return c[best], torch.stack([i, j], 1)[best.cpu()]
 
-# %% ../nbs/05_metrics.ipynb #5f9fb4de
+# %% ../nbs/05_metrics.ipynb #125b0b8c
 def split_features(code:SparseCode, # [tokens, n]
                    label,           # [tokens] bool: has the concept
                    gain:float=.03, most:int=10): # F1 that a further feature has to add; features at most
@@ -227,7 +227,8 @@ def absorption(code:SparseCode,        # [tokens, n]
                label,                  # [tokens] bool: has the concept
                direction:torch.Tensor, # [d] of the concept: planted, or a probe's
                main,                   # the features of the concept, as from `split_features`
-               cosine:float=.1):       # of a feature with the direction, for it to count
+               cosine:float=.1,        # of a feature with the direction, for it to count
+               groups=None):           # [tokens] whatever names the text of a token: gives intervals of the shares
     "On the tokens with the concept: `full`, the share on which none of `main` fires and one other feature says at least half of what is said where they do; `fraction`, the mean share of the strongest other feature; `by`, which ones they are and on how many tokens. Where none of `main` ever fires, what the others say is the measure."
     label = torch.as_tensor(np.asarray(label), dtype=torch.bool, device=code.values.device)
     if len(label) != len(code) or not label.any(): raise BadInput(f'{int(label.sum())} of {len(label)} labels are true for a code of {len(code)} tokens: give one for each, and some tokens with the concept')
@@ -242,7 +243,12 @@ def absorption(code:SparseCode,        # [tokens, n]
     full = ~own.any(1) & (best >= typical/2) & (best > 0)
     who, n = i.gather(1, at[:, None])[full, 0].unique(return_counts=True)
     share = torch.where(mine + best > 0, best/(mine + best).clamp_min(1e-30), 0)
-    return dict(full=full.double().mean().item(), fraction=share.double().mean().item(), by={int(w): int(c) for w, c in sorted(zip(who, n), key=lambda p: -p[1])})
+    if groups is not None and len(groups) != len(label): raise BadInput(f'{len(groups)} names of texts were given for {len(label)} tokens: give one for each')
+    found = dict(full=full.double().mean().item(), fraction=share.double().mean().item(), by={int(w): int(c) for w, c in sorted(zip(who, n), key=lambda p: -p[1])})
+    if groups is not None:
+        g = np.asarray(groups)[label.cpu().numpy()]
+        for k, v in dict(full=full, fraction=share).items(): found[f'{k} interval'] = bootstrap(lambda w: np.average(v.double().cpu().numpy(), weights=w), g)
+    return found
 
 # %% ../nbs/05_metrics.ipynb #b72d87fd
 def _sizes(v): # in double precision; what is 0 throughout has no shares

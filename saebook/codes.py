@@ -141,7 +141,7 @@ def reusing(memory:list): # of tensors [n, d] that nobody needs
     try: yield
     finally: _memory.reset(token)
 
-# %% ../nbs/03_codes.ipynb #33e2cd97
+# %% ../nbs/03_codes.ipynb #66f3ffbb
 class _Entries:
     "The entries of a code [rows, m] sorted by feature, made when first asked for."
     def __init__(self, indices, n): self.indices, self.n, self.made = indices, n, None
@@ -160,6 +160,7 @@ class _Entries:
         ends = F.pad(first, (0, 1), value=len(row))
         return torch.addmm(out, torch.sparse_csr_tensor(ends.int(), row.int(), w, (self.n, len(x)), check_invariants=False), x, beta=0, out=out)
 
+# %% ../nbs/03_codes.ipynb #a069f4a0
 def _bags(indices, W, weights): return F.embedding_bag(indices, W, per_sample_weights=weights, mode='sum')
 
 def _by_feature(indices): # [rows, m]: the entries in the order of features, and the row of each
@@ -183,6 +184,7 @@ class _Decode(torch.autograd.Function):
         (values, W), e, g = ctx.saved_tensors, ctx.entries, g.contiguous()
         return _dots(g, W, e.indices, e.get()[:2]) if ctx.needs_input_grad[0] else None, e.sum(values, g) if ctx.needs_input_grad[1] else None, None
 
+# %% ../nbs/03_codes.ipynb #2596aae8
 @patch
 def entries(self:SparseCode):
     "The entries [rows, m] and their order by feature, kept with the code: what the gradients share."
@@ -242,7 +244,7 @@ def _exact(x, W, b, k):
     for i, j in _blocks(len(x), len(W)): v[i:j], idx[i:j] = _top(torch.addmm(b, x[i:j], W.T), k)
     return v, idx
 
-# %% ../nbs/03_codes.ipynb #6541d91e
+# %% ../nbs/03_codes.ipynb #e7cd9381
 def _screens(x, W, k):
     "Whether screening pays: a processor with dot products of bytes, and a product large enough."
     fast = getattr(torch.cpu, '_is_vnni_supported', lambda: False)
@@ -264,6 +266,7 @@ def _bytes(t, scale, more, share=1): # [rows, d], [d], [rows]: what stands in th
         q[:, to, d:] = (m.view(-1, share)*s).round_().T[..., None]
     return q.view(rows, -1), step
 
+# %% ../nbs/03_codes.ipynb #6c9b7f30
 class Rough:
     "An encoder's rows `W` [n, d] and biases `b` [n] in 8 bits, for activations like `x` [rows, d]: kept while they stay as they are, they need not be made again."
     def __init__(self, x, W, b):
@@ -288,6 +291,7 @@ class Rough:
         if self.packed is None: return torch._int_mm(q, self.values.T, out=out[:len(q)])
         return torch.ops.onednn.qlinear_pointwise(q, 1., 128, self.packed, *self.args, None, self.top/255, 0, torch.uint8, 'none', [], '')
 
+# %% ../nbs/03_codes.ipynb #5348b4ef
 def _screen(x, W, b, c, rough=None):
     "The `c` entries of each row that look largest in 8 bits, how large they look (infinity: too large to say), and the size [rows] that errors scale with."
     rough, each = rough or Rough(x, W, b), torch.arange(_SHARE)
@@ -308,6 +312,7 @@ def _screen(x, W, b, c, rough=None):
     rough.pack(v)
     return v*unit[:, None], idx, unit
 
+# %% ../nbs/03_codes.ipynb #12816a19
 @torch.no_grad()
 def strongest(x:torch.Tensor, # [rows, d]
               W:torch.Tensor, # [n, d], an encoder's rows

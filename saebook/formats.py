@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['hook_site', 'recognise', 'load_sae', 'save_sae']
 
-# %% ../nbs/06_formats.ipynb #b4a5254f
+# %% ../nbs/06_formats.ipynb #deed5beb
 import json, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 
 from . import sites
-from .core import BadInput, atomic, one_of, out_dir, redacted, write_json
+from .core import BadInput, atomic, one_of, out_dir, reason, redacted, write_json
 from .sae import SAE, Transcoder
 from .sites import Site
 
-# %% ../nbs/06_formats.ipynb #f454d2f2
+# %% ../nbs/06_formats.ipynb #988044d4
 _LARGE = 4 << 20 # a configuration is text of a few kilobytes
 
 def _text(path):
@@ -31,25 +31,23 @@ def _plain(o, path, deep=0): # dates and sets of YAML become text; what no confi
     if isinstance(o, (list, tuple)): return [_plain(v, path, deep + 1) for v in o]
     return o if o is None or isinstance(o, (bool, int, float)) else str(o).encode('utf-8', 'replace').decode()
 
-def _json(path):
+def _config(path, parse=json.loads, kind='JSON'):
+    if not path.is_file(): raise BadInput(f'{str(path.parent)!r} has weights but no {path.name}, without which nobody knows what they mean: fetch it too')
     text = _text(path)
-    try: cfg = json.loads(text)
-    except (ValueError, RecursionError) as e: raise BadInput(f'{str(path)!r} is not JSON ({e or type(e).__name__}): fetch it again') from None
-    if not isinstance(cfg, dict): raise BadInput(f'{str(path)!r} holds a {type(cfg).__name__}: a configuration is a JSON object')
+    try: cfg = parse(text)
+    except BadInput as e: raise BadInput(f'{str(path)!r} {e}') from None
+    except (ValueError, RecursionError) as e: raise BadInput(f"{str(path)!r} is not {kind} ({reason(e)}): fetch it again") from None
+    if not isinstance(cfg, dict): raise BadInput(f'{str(path)!r} holds a {type(cfg).__name__}: a configuration maps names to values')
     return _plain(cfg, path)
 
-def _yaml(path):
+def _yaml(text):
     import yaml
-    text = _text(path)
     try:
-        if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)): raise BadInput(f'{str(path)!r} refers to its own parts (YAML aliases), with which a few bytes can claim any size: write it without')
-        cfg = yaml.safe_load(text)
-    except BadInput: raise
-    except (yaml.YAMLError, RecursionError, ValueError) as e: raise BadInput(f"{str(path)!r} is not YAML ({str(e).splitlines()[0] if str(e) else type(e).__name__}): fetch it again") from None
-    if not isinstance(cfg, dict): raise BadInput(f'{str(path)!r} holds a {type(cfg).__name__}: a configuration is a mapping')
-    return _plain(cfg, path)
+        if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)): raise BadInput('refers to its own parts (YAML aliases), with which a few bytes can claim any size: write it without')
+        return yaml.safe_load(text)
+    except yaml.YAMLError as e: raise ValueError(str(e)) from None
 
-# %% ../nbs/06_formats.ipynb #2d9e3bd2
+# %% ../nbs/06_formats.ipynb #e5d21ea5
 def _safetensors(path):
     from safetensors import SafetensorError, safe_open
     try: # the header is held against the length of the file before anything else
@@ -64,6 +62,7 @@ def _stored(path, what): # the sizes of the parts of an archive in which nothing
         raise BadInput(f'{str(path)!r} claims {sum(p.file_size for p in parts):,} bytes in a file of {path.stat().st_size:,}: save it without compression')
     return {p.filename: p.file_size for p in parts}
 
+# %% ../nbs/06_formats.ipynb #d8d4bd39
 def _pt(path): # what torch.save wrote, tensors and plain values only
     import pickle, pickletools
     sizes = _stored(path, 'a file of torch')
@@ -74,12 +73,13 @@ def _pt(path): # what torch.save wrote, tensors and plain values only
     if odd: raise BadInput(f'{str(path)!r} holds Python objects besides tensors ({str(odd[0])[:40]}), which could run code or take memory when they are loaded: have its author save the state_dict alone')
     try: d = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except pickle.UnpicklingError: raise BadInput(f'{str(path)!r} holds Python objects besides tensors, which could run code when they are loaded: have its author save the state_dict alone') from None
-    except (RuntimeError, ValueError, TypeError, EOFError, KeyError, IndexError, AttributeError, AssertionError, MemoryError) as e: raise BadInput(f"{str(path)!r} cannot be read ({str(e).splitlines()[0] if str(e) else type(e).__name__}): fetch it again") from None
+    except (RuntimeError, ValueError, TypeError, EOFError, KeyError, IndexError, AttributeError, AssertionError, MemoryError) as e: raise BadInput(f"{str(path)!r} cannot be read ({reason(e)}): fetch it again") from None
     if not isinstance(d, dict) or not all(isinstance(k, str) for k in d): raise BadInput(f'{str(path)!r} holds a {type(d).__name__}: a state_dict maps names to tensors')
     for k, v in d.items():
         if isinstance(v, torch.Tensor) and (v.layout != torch.strided or v.numel()*v.element_size() > path.stat().st_size): raise BadInput(f'{k} in {str(path)!r} claims to be {tuple(v.shape)}, for which the file is too short: fetch it again')
     return d
 
+# %% ../nbs/06_formats.ipynb #fffdb08a
 def _npz(path):
     sizes, out = _stored(path, 'an archive of numpy'), {}
     with zipfile.ZipFile(path) as z:
@@ -88,11 +88,11 @@ def _npz(path):
                 try:
                     if np.lib.format.read_magic(f) != (1, 0): raise ValueError('a version other than 1.0')
                     shape, _, dtype = np.lib.format.read_array_header_1_0(f, max_header_size=10_000)
-                except (ValueError, EOFError, zipfile.BadZipFile) as e: raise BadInput(f"{name} in {str(path)!r} is no array ({str(e).splitlines()[0]}): fetch it again") from None
+                except (ValueError, EOFError, zipfile.BadZipFile) as e: raise BadInput(f"{name} in {str(path)!r} is no array ({reason(e)}): fetch it again") from None
                 head = f.tell()
             if dtype.kind not in 'fiu' or head + int(np.prod(shape, dtype=object))*dtype.itemsize != size: raise BadInput(f'{name} in {str(path)!r} claims to be {shape} of {dtype}, but has {size:,} bytes: fetch it again')
     try: arrays = np.load(path, allow_pickle=False); return {k: torch.from_numpy(np.ascontiguousarray(arrays[k], dtype=arrays[k].dtype.newbyteorder('='))) for k in arrays.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, TypeError) as e: raise BadInput(f"{str(path)!r} cannot be read ({str(e).splitlines()[0]}): fetch it again") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, TypeError) as e: raise BadInput(f"{str(path)!r} cannot be read ({reason(e)}): fetch it again") from None
 
 # %% ../nbs/06_formats.ipynb #68d97d77
 @dataclass
@@ -267,13 +267,13 @@ def _openai(path, t, of):
     return _Found(enc, b_enc, dec.t(), b_dec, 'topk' if act == 'TopK' else 'relu', _whole(state, 'k', of) if act == 'TopK' else 1, normalize='layer_norm' if act == 'TopK' else 'none',
                   hook=f'blocks.{layer[1]}.{place}' if layer and place else '', model='gpt2' if place else '', config=dict(activation=act, activation_state_dict=state))
 
-# %% ../nbs/06_formats.ipynb #2b9453a8
+# %% ../nbs/06_formats.ipynb #854ada4a
 def _e2e(path, t, of, which):
     places = sorted({k.split('.')[0] for k in t if k.endswith('.encoder.0.weight')})
     if which is None and len(places) != 1: raise BadInput(f'{of} holds SAEs of {len(places)} places: choose one with load_sae(..., {places[0]!r}), out of {", ".join(places)}')
     which = places[0] if which is None else one_of(f'place in {of}', which, places)
     enc, b_enc, dec, b_dec = _get({k[len(which) + 1:]: v for k, v in t.items() if k.startswith(which + '.')}, 'encoder.0.weight', 'encoder.0.bias', 'decoder.weight', 'decoder.bias', of=of)
-    cfg = _yaml(path.parent/'final_config.yaml') if (path.parent/'final_config.yaml').is_file() else {}
+    cfg = _config(path.parent/'final_config.yaml', _yaml, 'YAML') if (path.parent/'final_config.yaml').is_file() else {}
     model = cfg.get('tlens_model_name') or cfg.get('model_name')
     return _Found(enc, b_enc, F.normalize(dec.float(), dim=0).t(), b_dec, 'relu', apply_b_dec=False, center_input=True, hook=which.replace('-', '.'), model=str(model or ''), config=cfg)
 
@@ -313,7 +313,7 @@ def _module_site(path, side, model): # sparsify names modules, often without tho
     found = [n for n, _ in sites.unwrap(model).named_modules() if path and (n == path or n.endswith('.' + path))]
     return Site(found[0], side) if len(found) == 1 else None
 
-# %% ../nbs/06_formats.ipynb #e422c63e
+# %% ../nbs/06_formats.ipynb #b9328f83
 _MARKS = (('saebook', 'sae.json'), ('saelens', 'sae_weights.safetensors'), ('sparsify', 'sae.safetensors'), ('dictionary_learning', 'ae.pt'), ('gemma_scope', 'params.npz'))
 _WANTED = ('sae.json', 'sae.safetensors', 'cfg.json', 'sae_weights.safetensors', 'ae.pt', 'config.json', 'params.npz', 'final_config.yaml')
 _TITLES = dict(saebook='saebook', saelens='SAELens', sparsify='sparsify', dictionary_learning='dictionary_learning', gemma_scope='Gemma Scope', openai='OpenAI', e2e_sae='e2e_sae')
@@ -335,7 +335,7 @@ def _fetch(repo, which, revision, cache_dir): # from the hub: only what an SAE n
         if below and len(alone) != 1 and '' not in below: raise BadInput(f"{repo!r} holds {len(below)} SAEs: choose one with load_sae(..., {below[0]!r}), out of {', '.join(below[:12])}{', …' if len(below) > 12 else ''}")
     try: return Path(snapshot_download(repo, revision=revision, cache_dir=cache_dir, allow_patterns=want))
     except Exception as e: # the hub's client raises many kinds, often over several lines
-        raise BadInput(f'{repo!r} is no folder or file, and could not be had from the hub ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}): give a folder, a file, or a repository you may read') from None
+        raise BadInput(f'{repo!r} is no folder or file, and could not be had from the hub ({reason(e)}): give a folder, a file, or a repository you may read') from None
 
 def recognise(path): # a folder or a file
     "The format of the SAE at `path`, and its file of weights. Raises `BadInput` with what lies there."
@@ -358,20 +358,28 @@ def recognise(path): # a folder or a file
     if below: raise BadInput(f"{str(path)!r} holds {len(below)} SAEs: choose one with load_sae(..., {below[0]!r}), out of {', '.join(below[:12])}{', …' if len(below) > 12 else ''}")
     raise BadInput(f"{str(file or path)!r} holds no SAE of a format known here ({', '.join(_TITLES.values())}), but {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}: look for {', '.join(m for _, m in _MARKS[1:])}")
 
-# %% ../nbs/06_formats.ipynb #d180dc6a
+# %% ../nbs/06_formats.ipynb #1d4decae
 def _read(name, file, which, scale):
     of = str(file)
     if name == 'saelens': return _saelens(_config(file.parent/'cfg.json'), _safetensors(file), of, scale)
     if name == 'sparsify': return _sparsify(_config(file.parent/'cfg.json'), _safetensors(file), of)
     if name == 'gemma_scope': return _gemma_scope(file.absolute(), _npz(file), of)
     t = _pt(file)
-    if name == 'dictionary_learning': return _dictionary(_json(file.parent/'config.json') if (file.parent/'config.json').is_file() else {}, t, of)
+    if name == 'dictionary_learning': return _dictionary(_config(file.parent/'config.json') if (file.parent/'config.json').is_file() else {}, t, of)
     return _openai(file.absolute(), t, of) if name == 'openai' else _e2e(file, t, of, which)
 
-def _config(path):
-    if not path.is_file(): raise BadInput(f'{str(path.parent)!r} has weights but no {path.name}, without which nobody knows what they mean: fetch it too')
-    return _json(path)
+def _site(f, name, file, model): # where it reads, if that is an input or output of a module, and of a transcoder the module's whose output it gives
+    at = model if model is not None else f.model
+    if name == 'sparsify': site = _module_site(_hook(f, name, file), 'input' if f.transcoder else 'output', model)
+    else: site = hook_site(f.hook, at) if f.hook and at != '' else None
+    if site is None and isinstance(f.site, str) and re.fullmatch(r'[\w.]+(:input)?', f.site): site = Site(f.site.removesuffix(':input'), 'input' if f.site.endswith(':input') else 'output') # written by saebook
+    if f.transcoder and site is not None and (site.side != 'input' or f.hook_out and hook_site(f.hook_out, at) != Site(site.path)): return None
+    return site
 
+def _hook(f, name, file): # in sparsify a folder is named after the module, as in layers.10.mlp
+    return f.hook or (file.parent.name if name == 'sparsify' and re.search(r'(^|\.)\d+(\.|$)', file.parent.name) else '')
+
+# %% ../nbs/06_formats.ipynb #b2cb931b
 def load_sae(source,     # a folder, a file, or a repository on the hub, 'organisation/name'
              which:str|None=None, # in it: a folder, a file, or a place that a file of several SAEs names
              model=None, # the model it was trained on: its modules give the site, and its width is compared
@@ -389,11 +397,7 @@ def load_sae(source,     # a folder, a file, or a repository on the hub, 'organi
     if name == 'saebook': sae = SAE.from_pretrained(file.parent)
     else:
         f = _read(name, file, parts[0] if parts else None, scale)
-        hook = f.hook or (file.parent.name if name == 'sparsify' and re.search(r'(^|\.)\d+(\.|$)', file.parent.name) else '') # there a folder is named after the module, as in layers.10.mlp
-        at = model if model is not None else f.model
-        site = _module_site(hook, 'input' if f.transcoder else 'output', model) if name == 'sparsify' else hook_site(hook, at) if hook and at != '' else None
-        if site is None and isinstance(f.site, str) and re.fullmatch(r'[\w.]+(:input)?', f.site): site = Site(f.site.removesuffix(':input'), 'input' if f.site.endswith(':input') else 'output') # written by saebook
-        if f.transcoder and site is not None and (site.side != 'input' or f.hook_out and hook_site(f.hook_out, at) != Site(site.path)): site = None # its target is not the output of the module it reads
+        hook, site = _hook(f, name, file), _site(f, name, file, model)
         sae = _build(f, str(file), site, dict(format=name, hook=hook, **(dict(hook_out=f.hook_out) if f.hook_out else {}), model=f.model, source=redacted(str(source)), which=which, config=redacted(f.config)))
     if model is not None and sae.site is not None and (w := sites.width(model, sae.site)) != sae.d_in: raise BadInput(f'an SAE of width {sae.d_in} was given with a model whose {sae.site} has width {w}: it was trained on another model')
     if not quiet: print(_said(sae, name))
@@ -405,7 +409,7 @@ def _said(sae, name):
     where = f'at {sae.site}' if sae.site else f"at {sae.info['hook']}, for which no site is known without the model: load_sae(..., model=model)" if sae.info.get('hook') else 'which does not say where it reads: set sae.site'
     return f"{_TITLES[name]}: {type(sae).__name__}, {sae.d_in} → {sae.n:,} features{f' → {sae.d_out}' if sae.d_out != sae.d_in else ''}, {sae.activation} ({', '.join(how)}), {where}".replace(' ()', '')
 
-# %% ../nbs/06_formats.ipynb #8131009d
+# %% ../nbs/06_formats.ipynb #4c34d7ae
 def _biases(sae, apply): # the encoder's biases where b_dec is, or is not, subtracted first
     names = [k for k in ('b_enc', 'b_gate') if hasattr(sae, k)]
     b = {k: getattr(sae, k).detach().double() for k in names}
@@ -416,8 +420,8 @@ def _biases(sae, apply): # the encoder's biases where b_dec is, or is not, subtr
 
 def _refuse(sae, what, to): raise BadInput(f'{type(sae).__name__} with {what} was to be saved as {_TITLES[to]}, which has no such thing: save it with sae.save_pretrained(path)')
 
-def _to_saelens(sae, path):
-    from safetensors.torch import save_file
+# %% ../nbs/06_formats.ipynb #f11b4030
+def _to_saelens(sae): # -> tensors, configuration
     skip, trans = getattr(sae, 'skip', False), isinstance(sae, Transcoder)
     arch = dict(relu='standard', topk='topk', batch_topk='jumprelu', jump_relu='jumprelu', gated='gated').get(sae.activation)
     if trans: arch = {('relu', False): 'transcoder', ('relu', True): 'skip_transcoder', ('jump_relu', False): 'jumprelu_transcoder', ('jump_relu', True): 'jumprelu_skip_transcoder'}.get((sae.activation, skip))
@@ -430,21 +434,20 @@ def _to_saelens(sae, path):
     meta = dict(sae_lens_version='6.0.0', hook_name=sae.info.get('hook') or None, model_name=sae.info.get('model') or None, model_from_pretrained_kwargs=dict(center_writing_weights=True) if sae.center_input else {}, site=str(sae.site) if sae.site else None)
     cfg = dict(d_in=sae.d_in, d_sae=sae.n, dtype='float32', device='cpu', apply_b_dec_to_input=sae.apply_b_dec and not trans, normalize_activations=dict(none='none', layer_norm='layer_norm', unit_norm='constant_norm_rescale')[sae.normalize],
                reshape_activations='hook_z' if str(sae.info.get('hook')).endswith('hook_z') else 'none', metadata=meta, architecture=arch, **(dict(k=sae.k, rescale_acts_by_decoder_norm=False) if arch == 'topk' else {}), **(dict(d_out=sae.d_out) if trans else {}))
-    with atomic(path/'sae_weights.safetensors') as tmp: save_file({k: v.float().cpu().contiguous() for k, v in w.items()}, tmp)
-    write_json(path/'cfg.json', redacted(cfg))
+    return w, cfg
 
-def _to_sparsify(sae, path):
-    from safetensors.torch import save_file
+# %% ../nbs/06_formats.ipynb #b5ef60de
+def _to_sparsify(sae):
     trans = isinstance(sae, Transcoder)
     if sae.activation not in ('topk', 'group_max'): _refuse(sae, f'activation={sae.activation!r}', 'sparsify')
     if sae.d_out != sae.d_in: _refuse(sae, f'outputs of width {sae.d_out} for inputs of width {sae.d_in}', 'sparsify')
     w = {'encoder.weight': sae.W_enc.detach().t(), 'encoder.bias': _biases(sae, True)['b_enc'], 'W_dec': sae.W_dec.detach(), 'b_dec': sae.b_dec.detach()}
     if getattr(sae, 'skip', False): w['W_skip'] = sae.W_skip.detach().t()
-    with atomic(path/'sae.safetensors') as tmp: save_file({k: v.float().cpu().contiguous() for k, v in w.items()}, tmp)
-    write_json(path/'cfg.json', dict(activation=dict(topk='topk', group_max='groupmax')[sae.activation], expansion_factor=max(1, sae.n//sae.d_in), normalize_decoder=True, num_latents=sae.n, k=sae.k, multi_topk=False,
-                                     skip_connection='W_skip' in w, transcode=trans, d_in=sae.d_in))
+    return w, dict(activation=dict(topk='topk', group_max='groupmax')[sae.activation], expansion_factor=max(1, sae.n//sae.d_in), normalize_decoder=True, num_latents=sae.n, k=sae.k, multi_topk=False,
+                   skip_connection='W_skip' in w, transcode=trans, d_in=sae.d_in)
 
-def _to_dictionary(sae, path):
+# %% ../nbs/06_formats.ipynb #aeaeec52
+def _to_dictionary(sae):
     if isinstance(sae, Transcoder): _refuse(sae, 'an input and an output of its own', 'dictionary_learning')
     if sae.activation == 'group_max': _refuse(sae, "activation='group_max'", 'dictionary_learning')
     kind = dict(topk='AutoEncoderTopK', batch_topk='MatryoshkaBatchTopKSAE' if sae.prefixes else 'BatchTopKSAE', jump_relu='JumpReluAutoEncoder', gated='GatedAutoEncoder', relu='AutoEncoder' if sae.apply_b_dec else 'AutoEncoderNew')[sae.activation]
@@ -453,22 +456,27 @@ def _to_dictionary(sae, path):
     w = dict(zip(names, (sae.W_enc.detach().t() if linear else sae.W_enc.detach(), b['b_enc'], sae.W_dec.detach().t() if linear else sae.W_dec.detach(), sae.b_dec.detach())))
     if sae.activation == 'gated': w |= dict(gate_bias=b['b_gate'], r_mag=sae.r_mag.detach())
     if sae.activation == 'jump_relu': w['threshold'] = sae.threshold.detach()
-    w = {k: v.float().cpu().contiguous().clone() for k, v in w.items()}
-    if sae.activation in ('topk', 'batch_topk'): w |= dict(k=torch.tensor(sae.k, dtype=torch.int), threshold=sae.threshold.detach().float().cpu().clone() if sae.activation == 'batch_topk' else torch.tensor(-1.))
+    if sae.activation in ('topk', 'batch_topk'): w |= dict(k=torch.tensor(sae.k, dtype=torch.int), threshold=sae.threshold.detach() if sae.activation == 'batch_topk' else torch.tensor(-1.))
     if 'Matryoshka' in kind: w['group_sizes'] = torch.tensor([b - a for a, b in zip((0, *sae.prefixes), (*sae.prefixes, sae.n))])
     layer = re.match(r'blocks\.(\d+)\.hook_(\w+)', str(sae.info.get('hook')))
     trainer = dict(dict_class=kind, activation_dim=sae.d_in, dict_size=sae.n, k=sae.k, lm_name=sae.info.get('model') or None, layer=int(layer[1]) if layer else None, submodule_name=f'{layer[2]}_layer_{layer[1]}' if layer else None)
-    with atomic(path/'ae.pt') as tmp: torch.save(w, tmp)
-    write_json(path/'config.json', redacted(dict(trainer={k: v for k, v in trainer.items() if v is not None}, buffer={})))
+    return w, dict(trainer={k: v for k, v in trainer.items() if v is not None}, buffer={})
 
-_WRITERS = dict(saelens=_to_saelens, sparsify=_to_sparsify, dictionary_learning=_to_dictionary)
+# %% ../nbs/06_formats.ipynb #429e8030
+_WRITERS = dict(saelens=(_to_saelens, 'sae_weights.safetensors', 'cfg.json'), sparsify=(_to_sparsify, 'sae.safetensors', 'cfg.json'), dictionary_learning=(_to_dictionary, 'ae.pt', 'config.json'))
 
 def save_sae(sae, path, # a folder, made if missing
              format:str='saebook'): # 'saebook', 'saelens', 'sparsify' or 'dictionary_learning'
     "Write `sae` so that the library of that name reads it. Raises `BadInput` where its format cannot say what this SAE does. Returns the folder."
+    from safetensors.torch import save_file
     one_of('format', format, ('saebook', *_WRITERS))
     if format == 'saebook': return sae.save_pretrained(path)
     if format != 'saelens' and (sae.center_input or sae.normalize != 'none'): _refuse(sae, f'center_input={sae.center_input} and normalize={sae.normalize!r}', format)
+    of, weights, config = _WRITERS[format]
+    tensors, cfg = of(sae)
+    # tensors of their own: what shares memory would be written whole
+    tensors = {k: (v.float() if v.is_floating_point() else v).cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     path = out_dir(path)
-    _WRITERS[format](sae, path)
+    with atomic(path/weights) as tmp: torch.save(tensors, tmp) if weights.endswith('.pt') else save_file(tensors, tmp)
+    write_json(path/config, redacted(cfg))
     return path

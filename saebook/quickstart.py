@@ -6,7 +6,7 @@
 __all__ = ['QuickstartConfig', 'Inputs', 'prepare', 'PCA', 'encode', 'score', 'find_concepts', 'summary', 'figures',
            'concept_frame', 'report', 'Quickstart', 'quickstart']
 
-# %% ../nbs/80_quickstart.ipynb #77917121
+# %% ../nbs/80_quickstart.ipynb #f74f58b0
 import hashlib, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ import numpy as np, pandas as pd, torch
 
 from . import cache, metrics, sites, views
 from .codes import SparseCode
-from .core import BadInput, atomic, digest, esc, html_page, one_of, out_dir, versions, write_json
+from .core import BadInput, atomic, digest, esc, html_page, one_of, out_dir, reason, versions, write_json
 from .sae import ACTIVATIONS, SAE
 from .train import TrainConfig, train_sae
 from .world import ATTRIBUTES, DOMAINS, TOPICS, World, data_path, load_planted, load_taught
 
-# %% ../nbs/80_quickstart.ipynb #14293664
+# %% ../nbs/80_quickstart.ipynb #384e5636
 @dataclass
 class QuickstartConfig:
     "What a quickstart depends on."
@@ -49,7 +49,7 @@ class QuickstartConfig:
         if self.tokens < 5000: raise BadInput(f'{self.tokens} tokens were asked for: give at least 5,000')
         TrainConfig(steps=self.steps)
         try: torch.zeros(1, device=self.on)
-        except (RuntimeError, AssertionError) as e: raise BadInput(f"device {self.on!r} cannot be used ({str(e).splitlines()[0]}): choose another, such as 'cpu'") from None
+        except (RuntimeError, AssertionError) as e: raise BadInput(f"device {self.on!r} cannot be used ({reason(e)}): choose another, such as 'cpu'") from None
 
     @property
     def on(self): return self.device or ('cuda' if torch.cuda.is_available() else 'cpu')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'NORMS', 'SAE', 'Transcoder']
 
-# %% ../nbs/04_sae.ipynb #a3f618eb
+# %% ../nbs/04_sae.ipynb #75b39144
 import re, tempfile
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from . import codes
 from .codes import SparseCode
-from .core import BadInput, atomic, one_of, out_dir, read_json, redacted, seeded, write_json
+from .core import BadInput, atomic, one_of, out_dir, read_json, reason, redacted, seeded, write_json
 from .sites import Site
 
 # %% ../nbs/04_sae.ipynb #5548e6f7
@@ -141,12 +141,15 @@ def encode(self:SAE, x:torch.Tensor, # (..., d_in)
     code.values = F.relu(codes.sampled(rows, self.shift, W, b, code, v))
     return code.reshape(*x.shape[:-1])
 
-# %% ../nbs/04_sae.ipynb #c97f47fb
+# %% ../nbs/04_sae.ipynb #8c31592c
+@patch
+def _sum(self:SAE, code): return (codes.decode(code, self.W_dec) if isinstance(code, SparseCode) else code.to(self.W_dec.dtype) @ self.W_dec) + self.b_dec
+
 @patch
 def decode(self:SAE, code, # SparseCode (..., n) or a dense tensor (..., n)
            x=None): # (..., d_in): what was encoded, for an SAE with `center_input` or `normalize`, which gives each token its own mean and size back
     "The activation that a code stands for: (..., d_out)."
-    y = (codes.decode(code, self.W_dec) if isinstance(code, SparseCode) else code.to(self.W_dec.dtype) @ self.W_dec) + self.b_dec
+    y = self._sum(code)
     if not self.center_input and self.normalize == 'none': return y
     if x is None: raise BadInput(f'a code was given alone to an SAE with center_input={self.center_input} and normalize={self.normalize!r}, which leaves out the mean and the size of each token: give the activations too, decode(code, x)')
     mean, _, size = (t.view(*x.shape[:-1], 1) if isinstance(t, torch.Tensor) else t for t in self._units(self._raw(x)))
@@ -184,7 +187,7 @@ def fold_norms(self:SAE):
         if getattr(self, name, norm[0]).ndim: getattr(self, name).mul_(norm) # not BatchTopK's one threshold
     return self
 
-# %% ../nbs/04_sae.ipynb #4b232c25
+# %% ../nbs/04_sae.ipynb #b79ce5bf
 class Transcoder(SAE):
     "Reads the input of the module at `site` (..., d_in) and predicts its output (..., d_out): `W_dec` [n, d_out]; with `skip`, `W_skip` [d_in, d_out] is added."
     def __init__(self, d_in:int, n:int, activation:str='topk', k:int=16, site:Site|None=None, seed:int=0, info:dict|None=None, prefixes=(), center_input:bool=False, normalize:str='none', # of the input alone
@@ -206,7 +209,7 @@ def shift(self:Transcoder): return self.b_enc.new_zeros(self.d_in)
 def decode(self:Transcoder, code, x=None): # as an SAE's; x: what was encoded, for a transcoder with a skip
     "The module's output that a code stands for: (..., d_out)."
     if self.skip and x is None: raise BadInput('a code was given alone to a transcoder with a skip, which adds a linear map of its input: give the activations too, decode(code, x)')
-    y = (codes.decode(code, self.W_dec) if isinstance(code, SparseCode) else code.to(self.W_dec.dtype) @ self.W_dec) + self.b_dec
+    y = self._sum(code)
     return y + self._raw(x).view(*x.shape[:-1], self.d_in) @ self.W_skip if self.skip else y
 
 # %% ../nbs/04_sae.ipynb #1820e017
@@ -235,14 +238,14 @@ def push_to_hub(self:SAE, repo:str, # 'name' or 'organisation/name', made if mis
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
         return str(api.upload_folder(repo_id=repo, folder_path=self.save_pretrained(d)))
 
-# %% ../nbs/04_sae.ipynb #a0f2f70b
+# %% ../nbs/04_sae.ipynb #a750d6fa
 def _folder(name, revision=None, cache_dir=None): # a folder, or a repository of the hub: then its files in the hub's cache
     path = Path(name)
     if path.exists() or not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(name)): return path
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(str(name), revision=revision, cache_dir=cache_dir, allow_patterns=['sae.json', 'sae.safetensors']))
     except Exception as e: # the hub's client raises many kinds, often over several lines
-        raise BadInput(f'{str(name)!r} is no folder, and could not be had from the hub ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}): give a folder that SAE.save_pretrained wrote, or a repository you may read') from None
+        raise BadInput(f'{str(name)!r} is no folder, and could not be had from the hub ({reason(e)}): give a folder that SAE.save_pretrained wrote, or a repository you may read') from None
 
 @patch(cls_method=True)
 def from_pretrained(cls:SAE, path, # a folder that `save_pretrained` wrote, or a repository on the hub, 'organisation/name'

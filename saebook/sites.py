@@ -6,7 +6,7 @@
 __all__ = ['Site', 'unwrap', 'module_at', 'blocks', 'n_layers', 'site', 'take', 'put', 'prepare', 'forward', 'read', 'width',
            'patch', 'tokenize', 'load_model']
 
-# %% ../nbs/01_sites.ipynb #a0e7964b
+# %% ../nbs/01_sites.ipynb #1a1f5eaa
 import contextlib, copy, difflib, functools, inspect, operator, re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .core import BadInput, one_of
+from .core import BadInput, one_of, reason
 
 # %% ../nbs/01_sites.ipynb #33bc1fa2
 def _slice(s): # '1:', ':-1', '::2'
@@ -391,7 +391,7 @@ def _quietly(load):
     finally:
         if shown: logging.enable_progress_bar()
 
-# %% ../nbs/01_sites.ipynb #6f31b773
+# %% ../nbs/01_sites.ipynb #b9853b53
 def load_model(name,                # a folder, or a name on the hub
                dtype=torch.float32, # of the weights
                causal:bool=True):   # with a next-token head, or the bare model
@@ -405,6 +405,6 @@ def load_model(name,                # a folder, or a name on the hub
         tokenizer = tf.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except BadInput: raise
     except Exception as e: # transformers raises many kinds, often over several lines
-        raise BadInput(f"{str(name)!r} could not be loaded as a {'causal language ' if causal else ''}model and tokenizer: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}") from e
+        raise BadInput(f"{str(name)!r} could not be loaded as a {'causal language ' if causal else ''}model and tokenizer: {reason(e)}") from e
     if len(tokenizer) <= len(tokenizer.all_special_ids): raise BadInput(f"{str(name)!r} could not be loaded: it has no tokenizer with words in it; put its tokenizer.json beside config.json")
     return model.eval(), tokenizer

@@ -6,12 +6,13 @@
 __all__ = ['toy_activations', 'TrainConfig', 'aux_loss', 'loss_of', 'Signum', 'device', 'Trainer', 'TrainResult',
            'check_activations', 'train_sae', 'resume', 'sweep', 'summary', 'tensorboard']
 
-# %% ../nbs/08_train.ipynb #55ff5d74
+# %% ../nbs/08_train.ipynb #0f6da577
 import atexit, contextlib, functools, itertools, json, math, os, time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from . import cache, codes, sites
@@ -240,7 +241,7 @@ def _asking(sae): # only inside a step: elsewhere an encoding must not wait for 
     try: yield
     finally: sae.__dict__.pop('_others', None)
 
-# %% ../nbs/08_train.ipynb #051a6e89
+# %% ../nbs/08_train.ipynb #9ff84fb3
 class Trainer:
     "One SAE in training: in units in which its activations have unit variance."
     def __init__(self, sae, cfg, mean, scale, longest=torch.inf): # mean [d_out] of what is to be said; scale: of what is read, of what is to be said; longest: norm of a token that is read
@@ -257,54 +258,63 @@ class Trainer:
         self.memory.clear()
         self.sae.rescale_(*self.scale); self.sae.zero_grad(set_to_none=True); self.sae.eval()
 
-    def step(self, x, y=None, rate=1.): # [rows, d_in]; [rows, d_out] for a transcoder; part of the peak learning rate
-        "One optimiser step; the figures of the batch: loss, fvu, l0, dead. Of several processes each is given the whole batch and works through its part."
-        dev, fine = self.sae.W_enc.device, torch.linalg.vector_norm(x, dim=1) <= self.longest if self.longest < torch.inf else None
-        ours = lambda t, scale: [p.to(dev, torch.float32)/scale for p in _ours(t if fine is None else t[fine], self.cfg.accumulate)]
-        xs = ours(x, self.scale[0])
-        ys = xs if y is None else ours(y, self.scale[1])
-        rows = len(x) if fine is None else int(fine.sum())
-        return self._learn([(len(a)/rows, functools.partial(loss_of, self.sae, a, b, self.cfg)) for a, b in zip(xs, ys)], rows, rate)
+# %% ../nbs/08_train.ipynb #cc69cabf
+@patch
+def step(self:Trainer, x, y=None, rate=1.): # [rows, d_in]; [rows, d_out] for a transcoder; part of the peak learning rate
+    "One optimiser step; the figures of the batch: loss, fvu, l0, dead. Of several processes each is given the whole batch and works through its part."
+    dev, fine = self.sae.W_enc.device, torch.linalg.vector_norm(x, dim=1) <= self.longest if self.longest < torch.inf else None
+    ours = lambda t, scale: [p.to(dev, torch.float32)/scale for p in _ours(t if fine is None else t[fine], self.cfg.accumulate)]
+    xs = ours(x, self.scale[0])
+    ys = xs if y is None else ours(y, self.scale[1])
+    rows = len(x) if fine is None else int(fine.sum())
+    return self._learn([(len(a)/rows, functools.partial(loss_of, self.sae, a, b, self.cfg)) for a, b in zip(xs, ys)], rows, rate)
 
-    def _learn(self, parts, rows, rate): # parts: the share of the batch, a function of the dead features; rows: of the whole batch
-        sae, dead, found, fired = self.sae.train(), self.since > self.cfg.dead_after, [], torch.zeros_like(self.since, dtype=torch.bool)
-        for share, f in parts:
-            with torch.autocast(sae.W_enc.device.type, torch.bfloat16, enabled=self.cfg.bf16), _asking(sae): loss, row, hit = f(dead=dead)
-            with codes.reusing(self.memory):
-                torch.autograd.backward(loss*share) # not Tensor.backward, which nnsight changes for all
-            found.append({k: v*share for k, v in dict(loss=loss.detach(), **row).items()}); fired |= hit
-        figures = torch.stack([sum(p[k] for p in found) for k in found[0]])
-        _everywhere(sae, figures, fired)
-        self.since += rows; self.since[fired] = 0
-        self._update(rate)
-        return dict(zip(found[0], figures)) | dict(dead=dead.float().mean())
+@patch
+def _learn(self:Trainer, parts, rows, rate): # parts: the share of the batch, a function of the dead features; rows: of the whole batch
+    sae, dead, found, fired = self.sae.train(), self.since > self.cfg.dead_after, [], torch.zeros_like(self.since, dtype=torch.bool)
+    for share, f in parts:
+        with torch.autocast(sae.W_enc.device.type, torch.bfloat16, enabled=self.cfg.bf16), _asking(sae): loss, row, hit = f(dead=dead)
+        with codes.reusing(self.memory):
+            torch.autograd.backward(loss*share) # not Tensor.backward, which nnsight changes for all
+        found.append({k: v*share for k, v in dict(loss=loss.detach(), **row).items()}); fired |= hit
+    figures = torch.stack([sum(p[k] for p in found) for k in found[0]])
+    _everywhere(sae, figures, fired)
+    self.since += rows; self.since[fired] = 0
+    self._update(rate)
+    return dict(zip(found[0], figures)) | dict(dead=dead.float().mean())
 
-    @torch.no_grad()
-    def _update(self, rate):
-        sae, cfg, W = self.sae, self.cfg, self.sae.W_dec
-        norms = _across_(W.grad, W)
-        if cfg.clip: _clip([p.grad for p in sae.parameters()], [*norms, *torch._foreach_norm([p.grad for p in sae.parameters() if p is not W])], cfg.clip)
-        for g in self.opt.param_groups: g['lr'] = cfg.lr*rate
-        for k, p in sae.named_parameters(): self.stored[k].grad, p.grad = _stored(k, p.grad), None
-        self.opt.step()
-        if sae.activation in _FIXED: self.memory[:] = [p.grad for p in self.stored.values() if p.ndim == 2]
-        self.opt.zero_grad()
-        for w in W.split(512): w.div_(torch.linalg.vector_norm(w, dim=1, keepdim=True))
-        if sae.activation == 'jump_relu': sae.threshold.clamp_min_(0)
+# %% ../nbs/08_train.ipynb #f808e1fd
+@patch
+@torch.no_grad()
+def _update(self:Trainer, rate):
+    sae, cfg, W = self.sae, self.cfg, self.sae.W_dec
+    norms = _across_(W.grad, W)
+    if cfg.clip: _clip([p.grad for p in sae.parameters()], [*norms, *torch._foreach_norm([p.grad for p in sae.parameters() if p is not W])], cfg.clip)
+    for g in self.opt.param_groups: g['lr'] = cfg.lr*rate
+    for k, p in sae.named_parameters(): self.stored[k].grad, p.grad = _stored(k, p.grad), None
+    self.opt.step()
+    if sae.activation in _FIXED: self.memory[:] = [p.grad for p in self.stored.values() if p.ndim == 2]
+    self.opt.zero_grad()
+    for w in W.split(512): w.div_(torch.linalg.vector_norm(w, dim=1, keepdim=True))
+    if sae.activation == 'jump_relu': sae.threshold.clamp_min_(0)
 
-    def state(self):
-        "Everything that the next step depends on: {name: tensor}."
-        named = {f'sae.{k}': v for k, v in self.sae.state_dict().items()} | {'since': self.since}
-        for k, p in self.stored.items(): named |= {f'opt.{k}.{a}': _stored(k, v) if v.ndim else v for a, v in self.opt.state[p].items()}
-        return {k: v.detach().contiguous() for k, v in named.items()}
-    @torch.no_grad()
-    def load(self, named):
-        "Go on from a `state`."
-        self.sae.load_state_dict({k[4:]: v for k, v in named.items() if k.startswith('sae.')})
-        self.since.copy_(named['since'])
-        for k, p in self.stored.items():
-            # tensors with the memory layout of their parameter, as the optimiser makes them
-            self.opt.state[p] = {a[len(f'opt.{k}.'):]: torch.empty_like(p).copy_(_stored(k, v)) if v.ndim else v.to(p.device, copy=True) for a, v in named.items() if a.startswith(f'opt.{k}.')}
+# %% ../nbs/08_train.ipynb #2d476a35
+@patch
+def state(self:Trainer):
+    "Everything that the next step depends on: {name: tensor}."
+    named = {f'sae.{k}': v for k, v in self.sae.state_dict().items()} | {'since': self.since}
+    for k, p in self.stored.items(): named |= {f'opt.{k}.{a}': _stored(k, v) if v.ndim else v for a, v in self.opt.state[p].items()}
+    return {k: v.detach().contiguous() for k, v in named.items()}
+
+@patch
+@torch.no_grad()
+def load(self:Trainer, named):
+    "Go on from a `state`."
+    self.sae.load_state_dict({k[4:]: v for k, v in named.items() if k.startswith('sae.')})
+    self.since.copy_(named['since'])
+    for k, p in self.stored.items():
+        # tensors with the memory layout of their parameter, as the optimiser makes them
+        self.opt.state[p] = {a[len(f'opt.{k}.'):]: torch.empty_like(p).copy_(_stored(k, v)) if v.ndim else v.to(p.device, copy=True) for a, v in named.items() if a.startswith(f'opt.{k}.')}
 
 # %% ../nbs/08_train.ipynb #c893f41d
 @contextlib.contextmanager
@@ -378,7 +388,7 @@ class TrainResult:
     seconds: float
     def __repr__(self): return f'TrainResult: {self.sae}, last fvu {self.history.fvu.iloc[-1]:.4f}, {len(self.history)} rows of history'
 
-# %% ../nbs/08_train.ipynb #ca97b575
+# %% ../nbs/08_train.ipynb #be50cd66
 def check_activations(x, d): # the tensor a caller gave, and the width it should have
     "Raise `BadInput` unless `x` is a finite float tensor (..., d) with rows; returns it as [rows, d]."
     if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise BadInput(f'activations of type {getattr(x, "dtype", type(x).__name__)} were given: give a float tensor (..., {d})')
@@ -396,6 +406,7 @@ def _spread(x): # mean [d] and root mean square around it, part by part: a copy 
     if not 1e-12 < scale < 1e12: raise BadInput(f'activations with a spread of {scale:.0e} were given: bring them to a size that float32 can train on')
     return mean.float(), scale
 
+# %% ../nbs/08_train.ipynb #50b1c873
 class _Feed:
     "What a training is fed: `batch(step)` gives tensors by key, `keys` say of each SAE what it reads and what it is to say."
     def __init__(self, batch, keys, sample, name, source=None, live=None): self.batch, self.keys, self.sample, self.name, self.source, self.live = batch, keys, sample, name, source, live
@@ -404,6 +415,7 @@ def _fit(sae, widths, what):
     for d, want in zip(widths, (sae.d_in, sae.d_out)):
         if d != want: raise BadInput(f'activations of width {d} were given{what}: this SAE needs (..., {want})')
 
+# %% ../nbs/08_train.ipynb #94ece7e5
 def _from_sites(saes, source, cfg, keys=None, where=None): # a cache, or a model with its texts
     if keys is None:
         known = getattr(source, 'sites', None)
@@ -434,6 +446,7 @@ def _whole(live, keys, at, name, cfg): # whole contexts, for what the model says
     some = live.ctx[torch.cat([order.batch(i)[0] for i in range(min(16, len(live.ctx)//order.size))]).unique().numpy()]
     return _Feed(lambda step: live.ctx[order.batch(step)[0].numpy()], keys, cache.activations(live.model, some, at, live.batch, progress=False), name, live=live)
 
+# %% ../nbs/08_train.ipynb #afead05f
 def _feed(saes, given, cfg):
     if isinstance(given, (ActivationCache, LiveActivations)): return _from_sites(saes, given, cfg, where=dict(cache=given.path) if isinstance(given, ActivationCache) else None)
     pair = isinstance(given, (list, tuple))

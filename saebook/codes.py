@@ -266,7 +266,7 @@ def _bytes(t, scale, more, share=1): # [rows, d], [d], [rows]: what stands in th
         q[:, to, d:] = (m.view(-1, share)*s).round_().T[..., None]
     return q.view(rows, -1), step
 
-# %% ../nbs/03_codes.ipynb #6c9b7f30
+# %% ../nbs/03_codes.ipynb #d4d57d12
 class Rough:
     "An encoder's rows `W` [n, d] and biases `b` [n] in 8 bits, for activations like `x` [rows, d]: kept while they stay as they are, they need not be made again."
     def __init__(self, x, W, b):
@@ -278,10 +278,11 @@ class Rough:
         self.values, self.step = _bytes(W, self.scale, b/(_MORE*self.one), _SHARE)
         self.fits = bool(self.step.amax() <= 6*self.step.median()) # a feature far larger than all others leaves no steps to its neighbours
         self.uses, self.packed = 0, None
+        self.old = False # made from weights that have moved since
     def pack(self, look): # [rows, c] of a batch, in steps
         "From now on have products come out in 8 bits as well, which is worth it for rows `W` that are kept."
         self.uses += 1
-        if self.uses < 2 or self.packed is not None or not hasattr(torch.ops.onednn, 'qlinear_prepack'): return
+        if self.uses < 4 or self.packed is not None or not hasattr(torch.ops.onednn, 'qlinear_prepack'): return
         self.packed = torch.ops.onednn.qlinear_prepack(self.values, [256, self.values.shape[1]])
         self.top = max(3*look.amin(1).median().item(), 1e-30) # what is larger is a candidate for certain
         self.args = self.step.repeat(_SHARE), torch.zeros(len(self.step)*_SHARE, dtype=torch.long)
@@ -291,11 +292,10 @@ class Rough:
         if self.packed is None: return torch._int_mm(q, self.values.T, out=out[:len(q)])
         return torch.ops.onednn.qlinear_pointwise(q, 1., 128, self.packed, *self.args, None, self.top/255, 0, torch.uint8, 'none', [], '')
 
-# %% ../nbs/03_codes.ipynb #5348b4ef
-def _screen(x, W, b, c, rough=None):
+# %% ../nbs/03_codes.ipynb #812ce020
+def _screen(x, W, b, c, rough):
     "The `c` entries of each row that look largest in 8 bits, how large they look (infinity: too large to say), and the size [rows] that errors scale with."
-    rough, each = rough or Rough(x, W, b), torch.arange(_SHARE)
-    if not rough.fits: return None
+    each = torch.arange(_SHARE)
     q, unit = _bytes(x, 1/rough.scale, rough.one.expand(len(x)))
     if rough.packed is not None: q = q.view(torch.uint8).bitwise_xor_(128)
     blocks = list(_blocks(len(x), len(W)//2)) # the product packs W anew for each
@@ -312,7 +312,7 @@ def _screen(x, W, b, c, rough=None):
     rough.pack(v)
     return v*unit[:, None], idx, unit
 
-# %% ../nbs/03_codes.ipynb #12816a19
+# %% ../nbs/03_codes.ipynb #18cd3ed9
 @torch.no_grad()
 def strongest(x:torch.Tensor, # [rows, d]
               W:torch.Tensor, # [n, d], an encoder's rows
@@ -323,10 +323,9 @@ def strongest(x:torch.Tensor, # [rows, d]
     "The `k` largest entries of `x @ W.T + b` in each row, in no order: values and indices [rows, k]. Never makes more than a block of rows dense."
     _check_k(k, len(W))
     if exact or not _screens(x, W, k): return _exact(x, W, b, k)
-    c = k + max(8, k//2)
-    seen = _screen(x, W, b, c, rough and rough(x))
-    if seen is None: return _exact(x, W, b, k)
-    look, idx, unit = seen
+    rough = rough(x) if rough else Rough(x, W, b)
+    if not rough.fits: return _exact(x, W, b, k)
+    look, idx, unit = _screen(x, W, b, k + max(8, k if rough.old else k//2), rough)
     v = _dots(x, W, idx) + b[idx]
     off = 4*((v - look)/unit[:, None])[look < torch.inf].square().mean().sqrt()*unit # four standard errors of a look
     least = look.amin(1)

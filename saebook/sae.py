@@ -113,10 +113,13 @@ def dense(self:SAE, x:torch.Tensor, width:float=1e-3): # (..., d_in); bandwidth 
     pre = self.pre(x)
     return codes.jump_relu(F.relu(pre), self.threshold, width) if self.activation == 'jump_relu' else F.relu(pre)
 
-# %% ../nbs/04_sae.ipynb #d4c93cdb
+# %% ../nbs/04_sae.ipynb #46117d33
 @patch
-def _rough(self:SAE, x): # the encoder in 8 bits: in training made anew each step, afterwards kept until the weights change
+def _rough(self:SAE, x): # the encoder in 8 bits: in training made anew each time, unless who trains holds one; afterwards kept until the weights change
     make = lambda: codes.Rough(x, self.W_enc.detach().T, self.b_enc.detach())
+    if (held := self.__dict__.get('_held')) is not None:
+        if not held: held.append(make())
+        return held[0]
     if self.training or self.W_enc.is_inference(): self.__dict__.pop('_kept', None); return make() # an optimiser may write where no version is counted
     key = [(p._version, p.data_ptr()) for p in (self.W_enc, self.b_enc)]
     if self.__dict__.get('_kept', (None,))[0] != key: self._kept = key, make()

@@ -188,7 +188,7 @@ def device():
         atexit.register(d.destroy_process_group)
     return torch.device('cuda', here) if gpu else torch.device('cpu')
 
-# %% ../nbs/08_train.ipynb #60681fac
+# %% ../nbs/08_train.ipynb #d5c19c6b
 def _ours(t, accumulate): # the parts of a batch that fall to this process
     rank, world = processes()
     if len(t) < world*accumulate: raise BadInput(f'a batch of {len(t)} was given to {world} processes in {accumulate} parts each: make the batch larger')
@@ -236,12 +236,14 @@ class _Others:
         return bool(t)
 
 @contextlib.contextmanager
-def _asking(sae): # only inside a step: elsewhere an encoding must not wait for anybody
+def _in_step(sae, held): # elsewhere an encoding must not wait for anybody, nor take weights for those of a step before
+    sae._held = held
     if processes()[1] > 1: sae._others = _Others()
     try: yield
-    finally: sae.__dict__.pop('_others', None)
+    finally:
+        for k in ('_held', '_others'): sae.__dict__.pop(k, None)
 
-# %% ../nbs/08_train.ipynb #9ff84fb3
+# %% ../nbs/08_train.ipynb #018b1dff
 class Trainer:
     "One SAE in training: in units in which its activations have unit variance."
     def __init__(self, sae, cfg, mean, scale, longest=torch.inf): # mean [d_out] of what is to be said; scale: of what is read, of what is to be said; longest: norm of a token that is read
@@ -253,12 +255,13 @@ class Trainer:
         params = list(self.stored.values())
         self.opt = torch.optim.Adam(params, lr=cfg.lr, fused=True) if cfg.optimizer == 'adam' else Signum(params, cfg.lr)
         self.since, self.memory = torch.zeros(sae.n, dtype=torch.long, device=sae.W_enc.device), [] # tokens since each feature fired; what the last gradients lay in
+        self.held, self.age = [], 0 # the encoder in 8 bits, and the steps since it was made
     def done(self):
         "Bring the SAE back to the model's units."
-        self.memory.clear()
+        self.memory.clear(); self.forget()
         self.sae.rescale_(*self.scale); self.sae.zero_grad(set_to_none=True); self.sae.eval()
 
-# %% ../nbs/08_train.ipynb #cc69cabf
+# %% ../nbs/08_train.ipynb #35163225
 @patch
 def step(self:Trainer, x, y=None, rate=1.): # [rows, d_in]; [rows, d_out] for a transcoder; part of the peak learning rate
     "One optimiser step; the figures of the batch: loss, fvu, l0, dead. Of several processes each is given the whole batch and works through its part."
@@ -273,7 +276,7 @@ def step(self:Trainer, x, y=None, rate=1.): # [rows, d_in]; [rows, d_out] for a 
 def _learn(self:Trainer, parts, rows, rate): # parts: the share of the batch, a function of the dead features; rows: of the whole batch
     sae, dead, found, fired = self.sae.train(), self.since > self.cfg.dead_after, [], torch.zeros_like(self.since, dtype=torch.bool)
     for share, f in parts:
-        with torch.autocast(sae.W_enc.device.type, torch.bfloat16, enabled=self.cfg.bf16), _asking(sae): loss, row, hit = f(dead=dead)
+        with torch.autocast(sae.W_enc.device.type, torch.bfloat16, enabled=self.cfg.bf16), _in_step(sae, self.held): loss, row, hit = f(dead=dead)
         with codes.reusing(self.memory):
             torch.autograd.backward(loss*share) # not Tensor.backward, which nnsight changes for all
         found.append({k: v*share for k, v in dict(loss=loss.detach(), **row).items()}); fired |= hit
@@ -281,9 +284,12 @@ def _learn(self:Trainer, parts, rows, rate): # parts: the share of the batch, a 
     _everywhere(sae, figures, fired)
     self.since += rows; self.since[fired] = 0
     self._update(rate)
+    self.age += 1
+    if self.age == 2 or 8*rows > sae.n: self.forget() # for as many rows the further candidates cost more than the rounding
+    for r in self.held: r.old = True
     return dict(zip(found[0], figures)) | dict(dead=dead.float().mean())
 
-# %% ../nbs/08_train.ipynb #f808e1fd
+# %% ../nbs/08_train.ipynb #2761a79d
 @patch
 @torch.no_grad()
 def _update(self:Trainer, rate):
@@ -298,10 +304,16 @@ def _update(self:Trainer, rate):
     for w in W.split(512): w.div_(torch.linalg.vector_norm(w, dim=1, keepdim=True))
     if sae.activation == 'jump_relu': sae.threshold.clamp_min_(0)
 
-# %% ../nbs/08_train.ipynb #2d476a35
+@patch
+def forget(self:Trainer):
+    "Let the next step make its rough look at the encoder from the weights as they are then."
+    self.held.clear(); self.age = 0
+
+# %% ../nbs/08_train.ipynb #69dbd7d8
 @patch
 def state(self:Trainer):
-    "Everything that the next step depends on: {name: tensor}."
+    "Everything that the next step depends on: {name: tensor}. (The step after looks at the weights anew, as one after a `load` has to.)"
+    self.forget()
     named = {f'sae.{k}': v for k, v in self.sae.state_dict().items()} | {'since': self.since}
     for k, p in self.stored.items(): named |= {f'opt.{k}.{a}': _stored(k, v) if v.ndim else v for a, v in self.opt.state[p].items()}
     return {k: v.detach().contiguous() for k, v in named.items()}
@@ -572,7 +584,7 @@ class _History:
     def add(self, row):
         with self.path.open('a', encoding='utf-8') as f: f.write(self.line(row))
 
-# %% ../nbs/08_train.ipynb #a7cb8299
+# %% ../nbs/08_train.ipynb #1bc47cfb
 def _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step):
     bar = tqdm(range(first, cfg.steps), disable=not progress, desc='train', leave=False, initial=first, total=cfg.steps)
     for step in bar:
@@ -606,7 +618,9 @@ def _run(saes, feed, cfg, spreads, path, run, save_every, progress, on_log): # -
             if lines: lines.add(dict(row, sae=i))
             on_log(i, row)
         def on_step(done):
-            if lines and (done % save_every == 0 or done == cfg.steps): _save(path, tracks, rows, done, run)
+            if done % save_every and done < cfg.steps: return
+            for t in tracks: t.forget() # in every process, saved or not, so that to go on from here is the same
+            if lines: _save(path, tracks, rows, done, run)
         with _frozen(feed.live.model) if feed.live else contextlib.nullcontext(): _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step)
     finally:
         for t in tracks: t.done()

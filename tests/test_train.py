@@ -46,12 +46,13 @@ def test_a_killed_training_ends_with_the_same_bytes(tmp_path, act):
     assert last.wait(300) == 0, last.stderr.read()
     assert hashes(tmp_path/'killed') == hashes(tmp_path/'whole')
 
-def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path):
-    acts, _ = toy_activations(3000)
+@pytest.mark.parametrize('d, n, save_every', [(16, 64, 8), (256, 4096, 7)]) # the wide one holds its encoder in 8 bits over two steps, and stops between them
+def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, d, n, save_every):
+    acts, _ = toy_activations(3000, d)
     def run(path, stop=None):
         def on_log(row):
             if row['step'] == stop: raise KeyboardInterrupt
-        return train_sae(SAE(16, 64, k=4), acts, TrainConfig(steps=100, batch=256, log_every=5), path=tmp_path/path, save_every=8, on_log=on_log, **fast)
+        return train_sae(SAE(d, n, k=4), acts, TrainConfig(steps=100, batch=256, log_every=5), path=tmp_path/path, save_every=save_every, on_log=on_log, **fast)
     whole = run('whole')
     with pytest.raises(KeyboardInterrupt): run('stopped', 45)
     again = run('stopped')
@@ -175,6 +176,20 @@ def test_screening_loses_nothing(spread):
     dense = lambda v, i: SparseCode(v, i, 8192).to_dense() != 0
     a, e = (dense(*codes.strongest(x, W, b, 32, exact)) for exact in (False, True))
     assert (a & e).sum() >= .9999*e.sum()
+
+def test_candidates_from_weights_a_step_old_lose_nothing(monkeypatch):
+    acts, _ = toy_activations(4000, 256, 512, 8)
+    agree, strongest = [], codes.strongest
+    def both(x, W, b, k, exact=False, rough=None):
+        old = rough and rough(x).old
+        v, i = strongest(x, W, b, k, exact, rough)
+        if old and codes._screens(x, W, k): agree.append((i.sort(1).values == strongest(x, W, b, k, True)[1].sort(1).values).float().mean().item())
+        return v, i
+    monkeypatch.setattr(codes, 'strongest', both)
+    cfg = dict(steps=60, batch=256, log_every=1)
+    rough, exact = (train_sae(SAE(256, 4096, k=16), acts, TrainConfig(**cfg, exact=e), **fast).history for e in (False, True))
+    assert (rough.fvu - exact.fvu).abs().max() < 1e-3
+    if codes._screens(acts[:256], torch.zeros(4096, 256), 16): assert len(agree) >= 25 and min(agree) >= .9999
 
 # --- beside other libraries
 

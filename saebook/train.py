@@ -328,16 +328,7 @@ def load(self:Trainer, named):
         # tensors with the memory layout of their parameter, as the optimiser makes them
         self.opt.state[p] = {a[len(f'opt.{k}.'):]: torch.empty_like(p).copy_(_stored(k, v)) if v.ndim else v.to(p.device, copy=True) for a, v in named.items() if a.startswith(f'opt.{k}.')}
 
-# %% ../nbs/08_train.ipynb #c893f41d
-@contextlib.contextmanager
-def _frozen(model):
-    "Inside the block no parameter of the model asks for a gradient."
-    asked = [p for p in unwrap(model).parameters() if p.requires_grad]
-    for p in asked: p.requires_grad_(False)
-    try: yield
-    finally:
-        for p in asked: p.requires_grad_(True)
-
+# %% ../nbs/08_train.ipynb #97aee3a0
 def _logits(model, inputs, grad=False):
     out = sites.forward(model, inputs, grad)
     if not isinstance(getattr(out, 'logits', None), torch.Tensor): raise BadInput(f'{type(unwrap(model)).__name__} gives no logits: train end to end in a model with a language head')
@@ -584,7 +575,7 @@ class _History:
     def add(self, row):
         with self.path.open('a', encoding='utf-8') as f: f.write(self.line(row))
 
-# %% ../nbs/08_train.ipynb #1bc47cfb
+# %% ../nbs/08_train.ipynb #495080dd
 def _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step):
     bar = tqdm(range(first, cfg.steps), disable=not progress, desc='train', leave=False, initial=first, total=cfg.steps)
     for step in bar:
@@ -621,7 +612,7 @@ def _run(saes, feed, cfg, spreads, path, run, save_every, progress, on_log): # -
             if done % save_every and done < cfg.steps: return
             for t in tracks: t.forget() # in every process, saved or not, so that to go on from here is the same
             if lines: _save(path, tracks, rows, done, run)
-        with _frozen(feed.live.model) if feed.live else contextlib.nullcontext(): _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step)
+        with sites.frozen(feed.live.model) if feed.live else contextlib.nullcontext(): _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step)
     finally:
         for t in tracks: t.done()
     return rows

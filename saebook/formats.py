@@ -5,47 +5,22 @@
 # %% auto #0
 __all__ = ['hook_site', 'recognise', 'load_sae', 'save_sae']
 
-# %% ../nbs/06_formats.ipynb #deed5beb
-import json, re, zipfile
+# %% ../nbs/06_formats.ipynb #cd0579cd
+import re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F
 
 from . import sites
-from .core import BadInput, atomic, one_of, out_dir, reason, redacted, write_json
+from .core import BadInput, atomic, one_of, out_dir, read_config, reason, redacted, write_json
 from .sae import SAE, Transcoder
 from .sites import Site
 
-# %% ../nbs/06_formats.ipynb #988044d4
-_LARGE = 4 << 20 # a configuration is text of a few kilobytes
-
-def _text(path):
-    if path.stat().st_size > _LARGE: raise BadInput(f'{str(path)!r} has {path.stat().st_size >> 20} MiB, which no configuration needs: look whether it is one')
-    try: return path.read_text(encoding='utf-8')
-    except UnicodeDecodeError as e: raise BadInput(f'{str(path)!r} is no text ({e.reason}): fetch it again') from None
-
-def _plain(o, path, deep=0): # dates and sets of YAML become text; what no configuration needs is refused
-    if deep > 50: raise BadInput(f'{str(path)!r} is nested more than 50 deep, which no configuration needs: look whether it is one')
-    if isinstance(o, dict): return {_plain(str(k), path): _plain(v, path, deep + 1) for k, v in o.items()}
-    if isinstance(o, (list, tuple)): return [_plain(v, path, deep + 1) for v in o]
-    return o if o is None or isinstance(o, (bool, int, float)) else str(o).encode('utf-8', 'replace').decode()
-
-def _config(path, parse=json.loads, kind='JSON'):
+# %% ../nbs/06_formats.ipynb #7becbb55
+def _config(path):
     if not path.is_file(): raise BadInput(f'{str(path.parent)!r} has weights but no {path.name}, without which nobody knows what they mean: fetch it too')
-    text = _text(path)
-    try: cfg = parse(text)
-    except BadInput as e: raise BadInput(f'{str(path)!r} {e}') from None
-    except (ValueError, RecursionError) as e: raise BadInput(f"{str(path)!r} is not {kind} ({reason(e)}): fetch it again") from None
-    if not isinstance(cfg, dict): raise BadInput(f'{str(path)!r} holds a {type(cfg).__name__}: a configuration maps names to values')
-    return _plain(cfg, path)
-
-def _yaml(text):
-    import yaml
-    try:
-        if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)): raise BadInput('refers to its own parts (YAML aliases), with which a few bytes can claim any size: write it without')
-        return yaml.safe_load(text)
-    except yaml.YAMLError as e: raise ValueError(str(e)) from None
+    return read_config(path)
 
 # %% ../nbs/06_formats.ipynb #e5d21ea5
 def _safetensors(path):
@@ -62,11 +37,11 @@ def _stored(path, what): # the sizes of the parts of an archive in which nothing
         raise BadInput(f'{str(path)!r} claims {sum(p.file_size for p in parts):,} bytes in a file of {path.stat().st_size:,}: save it without compression')
     return {p.filename: p.file_size for p in parts}
 
-# %% ../nbs/06_formats.ipynb #d8d4bd39
+# %% ../nbs/06_formats.ipynb #bf33a73d
 def _pt(path): # what torch.save wrote, tensors and plain values only
     import pickle, pickletools
     sizes = _stored(path, 'a file of torch')
-    if sum(v for k, v in sizes.items() if k.endswith('.pkl')) > _LARGE: raise BadInput(f'{str(path)!r} holds more than tensors: save their state_dict alone')
+    if sum(v for k, v in sizes.items() if k.endswith('.pkl')) > 4 << 20: raise BadInput(f'{str(path)!r} holds more than tensors: save their state_dict alone')
     with zipfile.ZipFile(path) as z: pickles = [z.read(k) for k in sizes if k.endswith('.pkl')]
     try: odd = [a for p in pickles for op, a, _ in pickletools.genops(p) if op.name == 'STACK_GLOBAL' or op.name == 'GLOBAL' and not re.match(r'torch|collections OrderedDict', a)] # read, not run
     except (ValueError, EOFError) as e: raise BadInput(f'{str(path)!r} cannot be read ({e}): fetch it again') from None
@@ -267,13 +242,13 @@ def _openai(path, t, of):
     return _Found(enc, b_enc, dec.t(), b_dec, 'topk' if act == 'TopK' else 'relu', _whole(state, 'k', of) if act == 'TopK' else 1, normalize='layer_norm' if act == 'TopK' else 'none',
                   hook=f'blocks.{layer[1]}.{place}' if layer and place else '', model='gpt2' if place else '', config=dict(activation=act, activation_state_dict=state))
 
-# %% ../nbs/06_formats.ipynb #854ada4a
+# %% ../nbs/06_formats.ipynb #b6afdf33
 def _e2e(path, t, of, which):
     places = sorted({k.split('.')[0] for k in t if k.endswith('.encoder.0.weight')})
     if which is None and len(places) != 1: raise BadInput(f'{of} holds SAEs of {len(places)} places: choose one with load_sae(..., {places[0]!r}), out of {", ".join(places)}')
     which = places[0] if which is None else one_of(f'place in {of}', which, places)
     enc, b_enc, dec, b_dec = _get({k[len(which) + 1:]: v for k, v in t.items() if k.startswith(which + '.')}, 'encoder.0.weight', 'encoder.0.bias', 'decoder.weight', 'decoder.bias', of=of)
-    cfg = _config(path.parent/'final_config.yaml', _yaml, 'YAML') if (path.parent/'final_config.yaml').is_file() else {}
+    cfg = _config(path.parent/'final_config.yaml') if (path.parent/'final_config.yaml').is_file() else {}
     model = cfg.get('tlens_model_name') or cfg.get('model_name')
     return _Found(enc, b_enc, F.normalize(dec.float(), dim=0).t(), b_dec, 'relu', apply_b_dec=False, center_input=True, hook=which.replace('-', '.'), model=str(model or ''), config=cfg)
 

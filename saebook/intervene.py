@@ -9,8 +9,8 @@ __all__ = ['KINDS', 'ToyFacts', 'Featurizer', 'Neurons', 'Subspace', 'Rotation',
            'interchange', 'Pairs', 'source_activations', 'right', 'toy_pairs', 'FitLog', 'fit_intervention',
            'attribution', 'save_intervention', 'load_intervention']
 
-# %% ../nbs/10_intervene.ipynb #8f6642b1
-import contextlib, inspect, math, time
+# %% ../nbs/10_intervene.ipynb #2650acc8
+import contextlib, functools, inspect, math, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,72 +43,92 @@ class ToyFacts(nn.Module):
         "The directions that hold an attribute: [d, values]."
         return self.rotation[attribute*self.values:(attribute + 1)*self.values].T
 
-# %% ../nbs/10_intervene.ipynb #dc44bdef
+# %% ../nbs/10_intervene.ipynb #760a7cc5
 class Featurizer(nn.Module):
     "Coordinates of activations (..., d): `encode` gives features (..., n), `decode` the activation they stand for, `difference` what a change of features changes."
     error = True  # what the features leave out stays in the activation
     reads = None  # 'input' where the features are read from the input of the module whose output is changed
     def __init__(self, d, n): super().__init__(); self.d, self.n = d, n
-    def encode(self, h): raise NotImplementedError
-    def decode(self, f, x=None): raise NotImplementedError
+    def encode(self, h): "Features (..., n) of activations (..., d)."; raise NotImplementedError
+    def decode(self, f, x=None): "The activations (..., d) that features stand for; x: what was encoded, where it takes that."; raise NotImplementedError
     def difference(self, new, old, x=None): # features (..., n) twice; x (..., d): what was encoded
         "What the activation gains when features `old` become `new`: (..., d)."
         return self.decode(new, x) - self.decode(old, x)
-    def config(self): return dict(d=self.d)
+    def _config(self): return dict(d=self.d)
     def extra_repr(self): return f'd={self.d}, n={self.n}'
 
 class Neurons(Featurizer):
     "The coordinates as they are."
+    error = False # nothing is left out
     def __init__(self, d:int): super().__init__(d, d)
-    def encode(self, h): return h
-    def decode(self, f, x=None): return f
+    def encode(self, h):
+        "The activation itself."
+        return h
+    def decode(self, f, x=None):
+        "The activation itself."
+        return f
 
+# %% ../nbs/10_intervene.ipynb #2feb365b
 class Subspace(Featurizer):
     "n fixed directions: features `h @ read`, and a change of them goes along the rows of `write`."
-    def __init__(self, read:torch.Tensor,            # [d, n]
+    def __init__(self, read:torch.Tensor,            # [d, n], in the precision to compute in
                  write:torch.Tensor|None=None):      # [n, d]; None: `read` transposed, for orthonormal directions
         super().__init__(*read.shape)
         if write is None and not torch.allclose(read.T.double() @ read.double(), torch.eye(self.n, dtype=torch.float64), atol=1e-4): raise BadInput(f'{self.n} directions that are not orthonormal were given alone: orthonormalise them (torch.linalg.qr), or say how they are written back')
         if write is not None and write.shape != read.shape[::-1]: raise BadInput(f'directions {list(read.shape)} to read and {list(write.shape)} to write were given: give [d, n] and [n, d]')
-        self.register_buffer('read', read.clone()); self.register_buffer('write', (read.T if write is None else write).clone())
-    def encode(self, h): return h @ self.read
-    def decode(self, f, x=None): return f @ self.write
+        for name, t in dict(read=read, write=read.T if write is None else write).items(): self.register_buffer(name, t.detach().clone(memory_format=torch.contiguous_format))
+    def encode(self, h):
+        "How far `h` goes along each direction."
+        return h.to(self.read.dtype) @ self.read
+    def decode(self, f, x=None):
+        "The sum of the directions, so often each."
+        return f @ self.write
     def difference(self, new, old, x=None): return (new - old) @ self.write
-    def config(self): return dict(d=self.d, n=self.n)
+    def _config(self): return dict(d=self.d, n=self.n)
 
+# %% ../nbs/10_intervene.ipynb #ee0bacd5
 class Rotation(Featurizer):
     "n orthonormal directions that are learnt (DAS, Geiger et al. 2024); with n < d the low-rank form, in which everything else stays untouched."
     def __init__(self, d:int, n:int|None=None, # None: d
                  seed:int=0): # of the first directions
-        n = n or d
+        n = d if n is None else n
         if not 1 <= n <= d: raise BadInput(f'{n} directions were asked for in width {d}: choose from 1 to {d}')
         super().__init__(d, n)
-        with seeded(seed): first = torch.linalg.qr(torch.randn(d, n))[0]
-        self.turn = parametrizations.orthogonal(nn.Linear(n, d, bias=False), orthogonal_map='householder', use_trivialization=False) # weight [d, n]; trivialised it would keep a matrix [d, d], filled up by chance
+        with seeded(seed):
+            first = torch.linalg.qr(torch.randn(d, n))[0]
+            self.turn = parametrizations.orthogonal(nn.Linear(n, d, bias=False), orthogonal_map='householder', use_trivialization=False) # weight [d, n]; trivialised it would keep a matrix [d, d], filled up by chance
         self.turn.weight = first
     directions = property(lambda self: self.turn.weight)
-    def encode(self, h): return h @ self.turn.weight
-    def decode(self, f, x=None): return f @ self.turn.weight.T
+    def encode(self, h):
+        "How far `h` goes along each direction."
+        return h @ self.turn.weight
+    def decode(self, f, x=None):
+        "The sum of the directions, so often each."
+        return f @ self.turn.weight.T
     def difference(self, new, old, x=None): return (new - old) @ self.turn.weight.T
-    def config(self): return dict(d=self.d, n=self.n)
+    def _config(self): return dict(d=self.d, n=self.n)
 
-# %% ../nbs/10_intervene.ipynb #f9c784fa
+# %% ../nbs/10_intervene.ipynb #3fc2a43c
 class SAEFeaturizer(Featurizer):
-    "The features of an SAE or transcoder, which is held fixed."
+    "The features of an SAE or transcoder, which is held fixed: the SAE given is put into evaluation mode and asks for no gradients any more."
     def __init__(self, sae:SAE,
                  error:bool=True): # keep what the SAE does not reconstruct
         super().__init__(sae.d_in, sae.n)
         self.sae, self.error, self.reads = sae.eval(), bool(error), 'input' if isinstance(sae, Transcoder) else None
         for p in sae.parameters(): p.requires_grad_(False)
     def train(self, mode=True): super().train(mode); self.sae.eval(); return self # BatchTopK keeps its threshold
-    def encode(self, h): return self.sae.encode(h).to_dense()
-    def decode(self, f, x=None): return self.sae.decode(f, x)
+    def encode(self, h):
+        "The code, dense."
+        return self.sae.encode(h).to_dense()
+    def decode(self, f, x=None):
+        "The reconstruction; of a transcoder, the output it stands for."
+        return self.sae.decode(f, x)
     def difference(self, new, old, x=None):
         d = (new - old).to(self.sae.W_dec.dtype) @ self.sae.W_dec # the biases cancel, and so does a skip
         return d if isinstance(self.sae, Transcoder) or self.sae.normalize == 'none' else d*self.sae._units(self.sae._raw(x))[2].view(*x.shape[:-1], 1)
-    def config(self): return dict(error=self.error)
+    def _config(self): return dict(error=self.error)
 
-# %% ../nbs/10_intervene.ipynb #81a8e5be
+# %% ../nbs/10_intervene.ipynb #067b1310
 def _rows(X, y=None):
     if X.ndim != 2 or len(X) < 2 or not torch.isfinite(X).all(): raise BadInput(f'activations of shape {list(X.shape)}, or with NaN, were given: give finite ones [rows, d], at least two')
     if y is not None and len(y) != len(X): raise BadInput(f'{len(y)} labels were given for {len(X)} activations: give one for each')
@@ -130,21 +150,23 @@ def pca_subspace(X:torch.Tensor, # [rows, d]
 
 def _means(X, y): # the mean of each class, around their mean [classes, d]
     codes = pd.factorize(pd.Series(y.tolist() if hasattr(y, 'tolist') else list(y)))[0]
+    if codes.min() < 0: raise BadInput(f'{(codes < 0).sum()} of {len(codes)} labels are missing: leave out those rows')
     if codes.max() < 1: raise BadInput(f'labels of {codes.max() + 1} class were given: two at least make a difference')
     means = torch.stack([X[torch.from_numpy(codes == c)].mean(0) for c in range(codes.max() + 1)])
     return means - means.mean(0), torch.from_numpy(codes)
 
 def class_means(X:torch.Tensor, # [rows, d]
                 y,              # [rows] labels
-                k:int|None=None): # None: as many as there are classes, less one
+                k:int|None=None): # None: all of it, in general as many directions as there are classes, less one
     "The span of the differences between the classes' mean activations."
     means, _ = _means(_rows(X, y), y)
-    most = min(len(means) - 1, X.shape[1])
-    return Subspace(torch.linalg.svd(means, full_matrices=False).Vh[:_k(most if k is None else k, most, f'{len(means)} classes differ in no more')].T.float())
+    _, s, V = torch.linalg.svd(means, full_matrices=False)
+    most = int((s > s.max()*1e-8).sum()) if s.max() > 0 else 0
+    return Subspace(V[:_k(most if k is None else k, most, f'the means of {len(means)} classes differ in {most}')].T.float())
 
 def leace_subspace(X:torch.Tensor, # [rows, d]
                    y):             # [rows] labels
-    "What LEACE (Belrose et al. 2023, theorem 4.2) takes out, as a featurizer: the oblique projection of least change after which no linear probe does better than a constant. In float64."
+    "What LEACE (Belrose et al. 2023, theorem 4.2) takes out, as a featurizer: the oblique projection of least change after which no linear probe does better than a constant. Computed, kept and applied in float64."
     X = _rows(X, y)
     X = X - X.mean(0)
     Z = F.one_hot(_means(X, y)[1]).double()
@@ -152,8 +174,9 @@ def leace_subspace(X:torch.Tensor, # [rows, d]
     real = values > values.max()*1e-10 # directions in which nothing varies are no part of it
     white, colour = V[:, real]/values[real].sqrt(), V[:, real]*values[real].sqrt()
     U, s, _ = torch.linalg.svd(white.T @ (X.T @ (Z - Z.mean(0))/len(X)), full_matrices=False)
-    U = U[:, s > s.max()*1e-8]
-    return Subspace((white @ U).float(), (colour @ U).T.float())
+    U = U[:, s > max(s.max()*1e-8, 1e-10)]
+    if not U.shape[1]: raise BadInput(f'the means of {Z.shape[1]} classes are equal: there is nothing to take out')
+    return Subspace(white @ U, (colour @ U).T)
 
 # %% ../nbs/10_intervene.ipynb #a045433a
 def principal_cosines(A:torch.Tensor, B:torch.Tensor): # [d, a], [d, b]: two spans
@@ -161,56 +184,79 @@ def principal_cosines(A:torch.Tensor, B:torch.Tensor): # [d, a], [d, b]: two spa
     A, B = (torch.linalg.qr(t.detach().double().cpu())[0] for t in (A, B))
     return torch.linalg.svdvals(A.T @ B).clamp(max=1).float()
 
-# %% ../nbs/10_intervene.ipynb #7a0ed831
+# %% ../nbs/10_intervene.ipynb #65c0002c
 class Mask(nn.Module):
     "`soft()`: weights [n] between 0 and 1, for training; `hard()`: bool [n], for everything else. Called, it gives the one or the other."
     def __init__(self, n): super().__init__(); self.n = n
-    def hard(self): raise NotImplementedError
-    def soft(self): return self.hard().float()
+    def hard(self): "Yes or no for each feature: bool [n]."; raise NotImplementedError
+    def soft(self): "Weights between 0 and 1: [n]."; return self.hard().float()
     def forward(self): return self.soft() if self.training else self.hard()
-    def anneal(self, share): pass # 0 at the beginning of a training, 1 at its end
-    def cost(self): return 0.     # what is paid for features, about their share
+    def anneal(self, share): "Be as sharp as at this share of a training, 0 at its beginning and 1 at its end."
+    def cost(self): "What is paid for features: about their share."; return 0.
     @property
     def chosen(self):
         "The features that are changed."
         return self.hard().nonzero()[:, 0].tolist()
-    def config(self): return dict(n=self.n)
+    def _config(self): return dict(n=self.n)
     def extra_repr(self): return f'{len(self.chosen)} of {self.n}'
+
+def _cooled(T, share): return T[0]*(T[1]/T[0])**share # from the first temperature to the last, by equal factors
 
 class FixedMask(Mask):
     "The features given; all of them, if none are."
     def __init__(self, n:int, features=None): # numbers of features: a list, a range
         super().__init__(n)
+        if isinstance(features, torch.Tensor) and features.dtype == torch.bool: features = features.nonzero()[:, 0] if features.shape == (n,) else [-1]
         given = torch.arange(n) if features is None else torch.as_tensor(list(features), dtype=torch.long)
         if len(given) and not 0 <= given.min() <= given.max() < n: raise BadInput(f'features from {given.min()} to {given.max()} were given for a mask of {n}: choose from 0 to {n - 1}')
         self.register_buffer('given', torch.zeros(n, dtype=torch.bool).index_fill_(0, given, True))
-    def hard(self): return self.given
+    def hard(self):
+        "The features given."
+        return self.given
     def forward(self): return self.given
 
+# %% ../nbs/10_intervene.ipynb #98311a0b
 class BinaryMask(Mask):
     "Each feature for itself: sigmoid(w / T) with a temperature T that falls from `T[0]` to `T[1]` geometrically; in the end those with w > 0 (DBM, De Cao et al. 2020, Csordás et al. 2021)."
     def __init__(self, n:int, T=(1., .01), init:float=0.):
         super().__init__(n)
         self.w, self.range, self.T = nn.Parameter(torch.full((n,), float(init))), tuple(T), T[0]
-    def hard(self): return self.w > 0
-    def soft(self): return torch.sigmoid(self.w/self.T)
-    def anneal(self, share): self.T = self.range[0]*(self.range[1]/self.range[0])**share
-    def cost(self): return torch.sigmoid(self.w/self.range[0]).mean() # at the first temperature: at a low one it has no gradient left
-    def config(self): return dict(n=self.n, T=list(self.range))
+    def hard(self):
+        "Those with w > 0."
+        return self.w > 0
+    def soft(self):
+        "sigmoid(w / T)"
+        return torch.sigmoid(self.w/self.T)
+    def anneal(self, share):
+        "Cool down."
+        self.T = _cooled(self.range, share)
+    def cost(self):
+        "The mean weight at the first temperature: at a low one it has no gradient left."
+        return torch.sigmoid(self.w/self.range[0]).mean()
+    def _config(self): return dict(n=self.n, T=list(self.range))
 
 class BoundaryMask(Mask):
     "The first p·n features, with a learnt p (boundless DAS, Wu et al. 2023): sigmoid((p·n - i - ½) / T). (With the left factor of the paper's formula feature 0 would always be half in.)"
     def __init__(self, n:int, T=(50., .1), init:float=.5):
         super().__init__(n)
-        self.p, self.range, self.T = nn.Parameter(torch.tensor(float(init))), tuple(T), T[0]
+        self.v, self.range, self.T = nn.Parameter(torch.tensor(init).logit()), tuple(T), T[0]
         self.register_buffer('at', torch.arange(n) + .5, persistent=False)
-    def hard(self): return self.at < self.p.clamp(0, 1)*self.n
-    def soft(self): return torch.sigmoid((self.p.clamp(1e-3, 1)*self.n - self.at)/self.T)
-    def anneal(self, share): self.T = self.range[0]*(self.range[1]/self.range[0])**share
-    def cost(self): return self.p.clamp(1e-3, 1)
-    def config(self): return dict(n=self.n, T=list(self.range))
+    p = property(lambda self: torch.sigmoid(self.v)) # so that no step can carry it out of 0 to 1
+    def hard(self):
+        "Those before the boundary."
+        return self.at < self.p*self.n
+    def soft(self):
+        "How far each is before the boundary, as a sigmoid."
+        return torch.sigmoid((self.p*self.n - self.at)/self.T)
+    def anneal(self, share):
+        "Cool down."
+        self.T = _cooled(self.range, share)
+    def cost(self):
+        "The share p."
+        return self.p
+    def _config(self): return dict(n=self.n, T=list(self.range))
 
-# %% ../nbs/10_intervene.ipynb #d5d7115f
+# %% ../nbs/10_intervene.ipynb #4b509e64
 KINDS = ('interchange', 'zero', 'mean', 'resample', 'steer')
 
 class Intervention(nn.Module):
@@ -224,9 +270,10 @@ class Intervention(nn.Module):
         if self.mask.n != featurizer.n: raise BadInput(f'a mask of {self.mask.n} was given for {featurizer.n} features: make it BinaryMask({featurizer.n}), or of its kind')
         needs = dict(mean=f'features [{featurizer.n}]', steer=f'features [{featurizer.n}]', resample=f'features [rows, {featurizer.n}]').get(kind)
         value = None if value is None else torch.as_tensor(value, dtype=torch.float32)
-        if (value is None) == bool(needs) or needs and (value.ndim != needs.count(',') + 1 or value.shape[-1] != featurizer.n):
-            raise BadInput(f"a value {'None' if value is None else list(value.shape)} was given for {kind!r}: {f'give {needs}' if needs else 'leave it out'}")
+        if (value is None) == bool(needs) or needs and (value.ndim != needs.count(',') + 1 or value.shape[-1] != featurizer.n or not value.numel() or not torch.isfinite(value).all()):
+            raise BadInput(f"a value {'None' if value is None else list(value.shape)} was given for {kind!r}: {f'give {needs}, all finite' if needs else 'leave it out'}")
         self.register_buffer('value', value)
+        self.eval() # soft masks are for `fit_intervention` alone
     def _new(self, old, source):
         if self.kind == 'interchange':
             if source is None: raise BadInput('an interchange was run without a source: give the activation that the features come from')
@@ -250,7 +297,9 @@ class Intervention(nn.Module):
             new = self._new(old, source)
             new = torch.where(m, new, old) if m.dtype == torch.bool else old + m*(new - old)
             if not f.error: return f.decode(new, read).to(h.dtype)
-            return h - f.difference(old, new, read).to(h.dtype) # as h + difference(new, old), but that even -0.0 stays what it is
+            d = f.difference(old, new, read).to(h.dtype)
+        if d.shape != h.shape: raise BadInput(f"features that write width {d.shape[-1]} were given for activations {list(h.shape)}: use them at their own module's output")
+        return h - (d + 0.) # as h + difference(new, old), but that even -0.0 stays what it is
     def read_at(self, site): # -> Site
         "Where the features of an intervention at `site` are read: there, or, for a transcoder, at the module's input."
         return Site(site.path, self.featurizer.reads, site.positions) if self.featurizer.reads else site
@@ -277,39 +326,49 @@ def sae_mask(sae:SAE, error:bool=True):
     "A learnt choice of the features of an SAE."
     return Intervention(SAEFeaturizer(sae, error), BinaryMask(sae.n))
 
-# %% ../nbs/10_intervene.ipynb #29277cf0
+# %% ../nbs/10_intervene.ipynb #d4165c77
+def _several(site, ivs): # what was given at a site, as a list
+    ivs = list(ivs) if isinstance(ivs, (list, tuple)) else [ivs]
+    for iv in ivs:
+        if not isinstance(iv, Intervention): raise BadInput(f'a {type(iv).__name__} was given at {site}: give an Intervention, or several in a list')
+        if iv.featurizer.reads and site.side != 'output': raise BadInput(f"a transcoder's features were given at {site}: it reads the input of its module, and changes the output, so give Site({site.path!r})")
+    if len({iv.read_at(site) for iv in ivs if iv.kind == 'interchange'}) > 1: raise BadInput(f"interchanges that read in two places were given at {site}: nest two `intervene`, each with its own source")
+    return ivs
+
+# %% ../nbs/10_intervene.ipynb #f909b0c6
 @contextlib.contextmanager
 def intervene(model,       # a module, a Hugging Face model, or an nnsight model around one
-              edits:dict,  # {site: an intervention, or several, one after the other}
+              edits:dict,  # {site: an intervention, or several, one after the other in a list}
               source=None, # {site: [batch, k, d]}, as read where the intervention reads
               at=None):    # {site: [batch] or [batch, k]}: each row's own positions, real tokens counted from 0
     "Inside the block `model` computes with the interventions made, `generate` included. Raises `BadInput`."
-    source, at, heard, hear, say = source or {}, dict(at or {}), {}, {}, {}
-    def listen(s, h): heard[s] = h; return h
+    source, at, heard, hear, say = source or {}, dict(at or {}), {}, set(), {}
     def change(s, ivs, h):
         for iv in ivs: h = iv(h, source.get(s), heard[iv.read_at(s)] if iv.featurizer.reads else None)
         return h
     for s, ivs in edits.items():
-        ivs = list(ivs) if isinstance(ivs, (list, tuple)) else [ivs]
+        ivs = _several(s, ivs)
         for iv in ivs:
-            if not isinstance(iv, Intervention): raise BadInput(f'a {type(iv).__name__} was given at {s}: give an Intervention, or several in a list')
             if iv.kind == 'interchange' and s not in source: raise BadInput(f'an interchange was given at {s} without a source: give source={{site: activations}} read from other inputs')
-            if iv.featurizer.reads and (r := iv.read_at(s)) != s:
-                hear[r] = lambda h, r=r: listen(r, h)
+            if iv.featurizer.reads:
+                hear.add(r := iv.read_at(s))
                 if s in at: at[r] = at[s]
         say[s] = lambda h, s=s, ivs=ivs: change(s, ivs, h)
-    with sites.patch(model, hear | say, at): yield model
+    def listen(s, h):
+        heard[s] = say[s](h) if s in say else h # what the module really gets
+        return heard[s]
+    with sites.patch(model, {s: functools.partial(listen, s) for s in hear} | {s: f for s, f in say.items() if s not in hear}, at): yield model
 
 def interchange(model, base, source, # inputs, as for `sites.read`
-                edits:dict,          # {site: intervention}
+                edits:dict,          # {site: an intervention, or several in a list}
                 at=None, at_source=None, # {site: each row's own positions} in the base, in the source
                 grad:bool=False):
     "What the model says about `base` when features are those of `source`: its output."
-    reads = {s: iv.read_at(s) for s, iv in edits.items()}
+    reads = {s: next((iv.read_at(s) for iv in _several(s, ivs) if iv.kind == 'interchange'), s) for s, ivs in edits.items()}
     acts = sites.read(model, source, reads.values(), at={reads[s]: r for s, r in (at_source or {}).items()})
     with intervene(model, edits, {s: acts[r] for s, r in reads.items()}, at): return sites.forward(model, base, grad)
 
-# %% ../nbs/10_intervene.ipynb #bcf1e10d
+# %% ../nbs/10_intervene.ipynb #3fe3ce30
 @dataclass(repr=False)
 class Pairs:
     "Interchanges with their right answers."
@@ -332,13 +391,13 @@ class Pairs:
         if short: raise BadInput(f'position {int(self.at[short[0]])} was given for prompt {short[0]} of {len(self.prompts[short[0]])} tokens: count from 0')
     def __len__(self): return len(self.base)
     def __repr__(self): return f'Pairs: {int(self.cause.sum()):,} cause, {int((~self.cause).sum()):,} isolate, {len(self.prompts):,} prompts'
-    def __getitem__(self, i): # whole numbers [k] or bool [n]
-        i = torch.as_tensor(i)
-        i = i.nonzero()[:, 0] if i.dtype == torch.bool else i
+    def __getitem__(self, i): # a number, a slice, whole numbers [k] or bool [n]
+        i = torch.arange(len(self))[i].reshape(-1)
         return Pairs(self.prompts, self.at, self.base[i], self.source[i], [self.label[j] for j in i.tolist()], self.cause[i], None if self.frame is None else self.frame.iloc[i.numpy()].reset_index(drop=True))
 
-# %% ../nbs/10_intervene.ipynb #ffbd499d
+# %% ../nbs/10_intervene.ipynb #c7bef400
 def _padded(rows, side='left'):
+    one_of('padding side', side, ('left', 'right'))
     n = max(map(len, rows))
     pad = (lambda r, v: [v]*(n - len(r)) + list(r)) if side == 'left' else (lambda r, v: list(r) + [v]*(n - len(r)))
     return dict(input_ids=torch.tensor([pad(r, 0) for r in rows]), attention_mask=torch.tensor([pad([1]*len(r), 0) for r in rows])), pad
@@ -361,7 +420,7 @@ def _tell(model, inputs, targets, grad=False): # logits at the targets [m, vocab
     use = targets != -100
     return out[use].float(), targets[use], use.nonzero()[:, 0]
 
-# %% ../nbs/10_intervene.ipynb #d4c9758c
+# %% ../nbs/10_intervene.ipynb #af6e1255
 @torch.no_grad()
 def source_activations(model, pairs:Pairs, site:Site, batch:int=256):
     "What stands at `site`, on each prompt's own token: [prompts, 1, d], zeros for prompts that are no pair's source."
@@ -382,12 +441,19 @@ def _quiet(model): # no dropout, no gradients of the model's own
     finally:
         for m in was: m.training = True
 
+@contextlib.contextmanager
+def _hard(iv): # in evaluation mode, whatever it is in
+    was = [m for m in iv.modules() if m.training]
+    iv.eval()
+    try: yield
+    finally:
+        for m in was: m.training = True
+
 @torch.no_grad()
-def right(model, site:Site, intervention:Intervention, pairs:Pairs, batch:int=256, acts=None, side:str='left'): # acts: from `source_activations`
-    "Which pairs are answered rightly, every token of the answer being the most likely one: bool [n]."
-    intervention.eval()
+def right(model, site:Site, intervention:Intervention, pairs:Pairs, batch:int=256, acts=None, side:str='left', seed:int=0): # acts: from `source_activations`; side of the padding; seed of what is drawn (resample)
+    "Which pairs are answered rightly, every token of the answer being the most likely one: bool [n]. Masks are taken hard."
     out = torch.ones(len(pairs), dtype=torch.bool)
-    with _quiet(model):
+    with _quiet(model), _hard(intervention), seeded(seed):
         acts = source_activations(model, pairs, intervention.read_at(site), batch) if acts is None else acts
         for i in torch.arange(len(pairs)).split(batch):
             inputs, targets = _asked(pairs, i, side)
@@ -409,7 +475,7 @@ def toy_pairs(toy:ToyFacts, entities, # numbers of entities
     return Pairs([[e, len(toy.facts) + q] for e in range(len(toy.facts)) for q in (0, 1)], torch.zeros(2*len(toy.facts)), [number(b, q) for b, s, q, _ in found],
                  [number(s, q) for b, s, q, _ in found], [[l] for *_, l in found], [q == moved for *_, q, _ in found])
 
-# %% ../nbs/10_intervene.ipynb #3524072e
+# %% ../nbs/10_intervene.ipynb #e85f99ab
 @dataclass(repr=False)
 class FitLog:
     "How a fit went."
@@ -428,20 +494,21 @@ def fit_intervention(model, site:Site, intervention:Intervention, pairs:Pairs,
                      isolate:float|None=None, # weight of the isolate pairs; None: 1, or 0 for those that are trained to move only
                      cost:float=0.,        # paid for the share of features chosen
                      seed:int=0, progress:bool=True):
-    "Train `intervention` in place on `pairs`; the model is held fixed. Leaves it in evaluation mode, with a hard mask. Raises `BadInput` where there is nothing to learn."
+    "Train `intervention` in place on `pairs`, on the mean over the tokens of all answers; the model is held fixed. Leaves it in evaluation mode, with a hard mask. Raises `BadInput` where there is nothing to learn."
     weight = float(intervention.isolate) if isolate is None else isolate
     groups = _groups(intervention, lr)
     if not groups: raise BadInput('an intervention of fixed features and a fixed mask was given to be trained: there is nothing to learn')
     if epochs < 1 or batch < 1: raise BadInput(f'epochs={epochs} and batch={batch} were given: both must be at least 1')
     pairs = pairs if weight else pairs[pairs.cause]
-    steps, rows, t0, g = epochs*math.ceil(len(pairs)/batch), [], time.time(), torch.Generator().manual_seed(seed)
-    order = torch.cat([torch.randperm(len(pairs), generator=g) for _ in range(epochs)])
+    rows, t0, g = [], time.time(), torch.Generator().manual_seed(seed)
+    order = torch.cat([torch.randperm(len(pairs), generator=g) for _ in range(epochs)]).tensor_split(epochs*math.ceil(len(pairs)/batch))
+    steps = len(order)
     opt = torch.optim.Adam(groups)
     rate = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: min(1, (s + 1)/(.1*steps), (steps - s)/(.5*steps)))
     try:
-        with _quiet(model):
+        with _quiet(model), seeded(seed):
             acts = source_activations(model, pairs, intervention.read_at(site))
-            for step, i in enumerate(tqdm(order.split(math.ceil(len(order)/steps)), disable=not progress, desc='fit')):
+            for step, i in enumerate(tqdm(order, disable=not progress, desc='fit')):
                 intervention.train(); intervention.mask.anneal(step/max(1, steps - 1))
                 inputs, targets = _asked(pairs, i)
                 with intervene(model, {site: intervention}, {site: acts[pairs.source[i].to(acts.device)]}, {site: pairs.at[pairs.base[i]]}):
@@ -455,17 +522,17 @@ def fit_intervention(model, site:Site, intervention:Intervention, pairs:Pairs,
                 opt.step(); rate.step()
                 mean = lambda m: ce.detach()[m].mean().item() if m.any() else math.nan
                 rows.append(dict(step=step, loss=loss.item(), cause=mean(cause), isolate=mean(~cause), chosen=len(intervention.mask.chosen)))
-    finally: intervention.eval()
+    finally: intervention.eval(); intervention.zero_grad(set_to_none=True)
     return FitLog(pd.DataFrame(rows), time.time() - t0)
 
-# %% ../nbs/10_intervene.ipynb #6e9e055a
+# %% ../nbs/10_intervene.ipynb #a39e8dbe
 def attribution(model, site:Site, intervention:Intervention, pairs:Pairs, # its mask is not looked at
                 steps:int=1, # 1: gradient times difference, with nothing moved yet; more: integrated gradients (Sundararajan et al. 2017), at so many points
-                batch:int=256):
+                batch:int=256, seed:int=0): # of what is drawn (resample)
     "By how much each feature, moved from the source, lowers the cross-entropy of the right answers: [n], nats a pair. Isolate pairs count against what harms them."
     if steps < 1: raise BadInput(f'steps={steps} was given: give at least 1')
     n, total = intervention.featurizer.n, 0.
-    with _quiet(model):
+    with _quiet(model), seeded(seed):
         acts = source_activations(model, pairs, intervention.read_at(site), batch)
         for i in torch.arange(len(pairs)).split(batch):
             inputs, targets = _asked(pairs, i)
@@ -483,7 +550,7 @@ class _Moved(Intervention): # with these weights in place of its mask
         self.weights = weights
     def forward(self, h, source=None, x=None): return super().forward(h, source, x, self.weights)
 
-# %% ../nbs/10_intervene.ipynb #2fd70b66
+# %% ../nbs/10_intervene.ipynb #7ba06f32
 _FEATURIZERS = {c.__name__: c for c in (Neurons, Subspace, Rotation, SAEFeaturizer)}
 _MASKS = {c.__name__: c for c in (FixedMask, BinaryMask, BoundaryMask)}
 
@@ -494,8 +561,8 @@ def save_intervention(iv:Intervention, path): # a folder, made if missing
     path = out_dir(path)
     if isinstance(iv.featurizer, SAEFeaturizer): iv.featurizer.sae.save_pretrained(path/'sae')
     with atomic(path/'intervention.safetensors') as tmp: save_file({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in iv.state_dict().items() if not k.startswith('featurizer.sae.')}, tmp)
-    write_json(path/'intervention.json', dict(format='saebook-intervention', version=1, kind=iv.kind, isolate=iv.isolate, featurizer=dict(kind=type(iv.featurizer).__name__, **iv.featurizer.config()),
-                                              mask=dict(kind=type(iv.mask).__name__, **iv.mask.config())))
+    write_json(path/'intervention.json', dict(format='saebook-intervention', version=1, kind=iv.kind, isolate=iv.isolate, featurizer=dict(kind=type(iv.featurizer).__name__, **iv.featurizer._config()),
+                                              mask=dict(kind=type(iv.mask).__name__, **iv.mask._config())))
     return path
 
 def load_intervention(path): # a folder that `save_intervention` wrote
@@ -508,12 +575,19 @@ def load_intervention(path): # a folder that `save_intervention` wrote
     try: cfg, tensors = read_json(path/'intervention.json'), load_file(path/'intervention.safetensors')
     except (ValueError, SafetensorError) as e: raise BadInput(f'{str(path)!r} cannot be read ({reason(e)}): save the intervention again') from None
     if not isinstance(cfg, dict) or cfg.get('format') != 'saebook-intervention' or cfg.get('version') != 1: raise BadInput(f'{str(path)!r} is no saebook-intervention of version 1: give a folder that save_intervention wrote')
+    if not all(torch.isfinite(t).all() for t in tensors.values()): raise BadInput(f'the tensors in {str(path)!r} are not all finite: save the intervention again')
     try:
         f, m = dict(cfg['featurizer']), dict(cfg['mask'])
-        kind, mask = one_of('featurizer', f.pop('kind'), _FEATURIZERS), _MASKS[one_of('mask', m.pop('kind'), _MASKS)](**m)
+        kind = one_of('featurizer', f.pop('kind'), _FEATURIZERS)
+        if kind in ('Rotation', 'Subspace') and f['d']*f['n'] > sum(t.numel() for t in tensors.values()): raise ValueError(f"{f['n']} directions of width {f['d']}") # before any memory is taken for them
         if kind == 'SAEFeaturizer': featurizer = SAEFeaturizer(SAE.from_pretrained(path/'sae'), **f)
         elif kind == 'Subspace': featurizer = Subspace(torch.zeros(f['d'], f['n']), torch.zeros(f['n'], f['d']))
         else: featurizer = _FEATURIZERS[kind](**f)
+        if m['n'] != featurizer.n: raise ValueError(f"a mask of {m['n']} for {featurizer.n} features")
+        mask = _MASKS[one_of('mask', m.pop('kind'), _MASKS)](**m)
+        for k in ('read', 'write'): # directions keep their precision
+            if kind == 'Subspace': setattr(featurizer, k, getattr(featurizer, k).to(tensors[f'featurizer.{k}'].dtype))
+        if kind == 'Rotation': featurizer.to(next(t.dtype for k, t in tensors.items() if k.startswith('featurizer.')))
         iv = Intervention(featurizer, mask, cfg['kind'], tensors.get('value'), cfg['isolate'])
         wrong = iv.load_state_dict(tensors, strict=False)
     except BadInput: raise

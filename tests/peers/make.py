@@ -34,3 +34,4 @@ if __name__ == '__main__':
     out.mkdir(parents=True)
     save_file(dict(x=activations()), out/'x.safetensors')
     for name in PEERS: peer(name, 'write', out/'x.safetensors', out/name)
+    subprocess.run([venvs/'pyvene'/'bin'/'python', here/'pyvene_swap.py', str(out/'pyvene')], check=True)

@@ -1,0 +1,135 @@
+"RAVEL: the benchmark's own files, what may not be in a pair, intervals, runs that are stopped, and the figures on the world's persons."
+import numpy as np, pandas as pd, pytest, torch
+
+from saebook import intervene as iv, sites
+from saebook.core import BadInput
+from saebook.intervene import FixedMask, Intervention, Neurons, Pairs
+from saebook.ravel import METHODS, RavelBenchmark, RavelData, _answers, _tokens, match_label, ravel_gate, ravel_pairs, ravel_score
+from saebook.world import load_planted, load_taught
+
+@pytest.fixture(scope='module')
+def lm(): return load_taught('base')
+
+@pytest.fixture(scope='module')
+def persons(): return RavelData.from_world('persons')
+
+@pytest.fixture(scope='module')
+def known(lm, persons): return persons.known(*lm, per=6)
+
+# --- the files
+
+@pytest.mark.parametrize('entity, entities, templates', [('city', 3552, 273), ('nobel_prize_winner', 928, None)])
+def test_the_benchmarks_own_files(shared, entity, entities, templates):
+    d = RavelData.load(shared('data/ravel'), entity)
+    assert len(d.entities) == entities and len(d.templates) == (templates or len(d.templates))
+    assert (d.templates.template.str.count('%s') == 1).all() and set(d.entities.split) == set(d.templates.split) == {'train', 'val', 'test'}
+    if entity == 'city': assert d.entities.split.value_counts().to_dict() == dict(train=1787, val=818, test=947) and d.entities.at['Aarau', 'Country'] == 'Switzerland'
+
+def test_a_type_that_is_not_there(shared, tmp_path):
+    with pytest.raises(BadInput, match='city, nobel_prize_winner'): RavelData.load(shared('data/ravel'), 'verb')
+    with pytest.raises(BadInput, match='entities of type none'): RavelData.load(tmp_path)
+
+def test_the_entitys_last_token_is_found_in_gpt2s_pieces(shared):
+    from transformers import AutoTokenizer
+    tok, d = AutoTokenizer.from_pretrained(shared('models/gpt2-tokenizer')), RavelData.load(shared('data/ravel'))
+    g = np.random.default_rng(0)
+    rows = [(t.replace('%s', e), t.index('%s') + len(e), e, t[t.index('%s') + 2:]) for t, e in zip(g.choice(d.templates.template, 400), g.choice(d.entities.index, 400))]
+    ids, at = _tokens(tok, [r[0] for r in rows], [r[1] for r in rows])
+    for (prompt, _, e, after), row, k in zip(rows, ids, at):
+        upto = tok.decode(row[:k + 1])
+        assert e in upto and e not in upto[:-len(tok.decode(row[k:k + 1]))][-len(e):], (prompt, upto)
+        assert tok.decode(row[k + 1:]) == after or len(tok.decode(row[k + 1:])) < len(after) # a token may reach beyond the entity, never end before it
+
+def test_answers_go_on_from_the_prompt(shared):
+    from transformers import AutoTokenizer
+    tok = AutoTokenizer.from_pretrained(shared('models/gpt2-tokenizer'))
+    prompts, words = ['Oslo is in', '{"city": "Oslo", "country": "', 'Oslo lies in'], ['Norway', 'Norway', 'United Kingdom']
+    got = _answers(tok, prompts, tok(prompts)['input_ids'], words, 3)
+    assert [tok.decode(g) for g in got] == [' Norway', 'Norway', ' United Kingdom']
+    assert [len(g) for g in _answers(tok, prompts, tok(prompts)['input_ids'], ['Bosnia and Herzegovina']*3, 3)] == [3, 3, 3]
+
+def test_a_template_has_one_place(persons):
+    with pytest.raises(BadInput, match='has 2 places'): RavelData('x', persons.entities, pd.DataFrame([dict(attribute='town', template='%s and %s', split='train', form='')]))
+
+# --- pairs
+
+@pytest.mark.parametrize('split', ['train', 'val', 'entity', 'context', 'unplanted'])
+def test_no_pair_has_equal_answers_and_nothing_held_out_is_in_training(known, persons, split):
+    for a in persons.attributes:
+        f = ravel_pairs(known, a, split, 200).frame
+        value = lambda who: np.array([persons.entities.at[e, b] for e, b in zip(f[who], f.attribute)])
+        assert (value('base') != value('source')).all() and f.cause.sum() == 100 and (f.cause == (f.attribute == a)).all()
+        train = ravel_pairs(known, a, 'train', 200).frame
+        if split in ('entity', 'val', 'unplanted'): assert not (set(f.base) | set(f.source)) & (set(train.base) | set(train.source))
+        if split == 'context': assert not set(f.template) & set(train.template)
+
+def test_identity_and_swap_are_one_half_exactly(lm, known):
+    at = load_planted().site
+    for a in ('gender', 'town'):
+        p = ravel_pairs(known, a, 'entity', 100)
+        for m, want in ((FixedMask(128, []), (0, 1, .5)), (None, (1, 0, .5))):
+            s = ravel_score(p, iv.right(lm[0], at, Intervention(Neurons(128), m), p))
+            assert (s['cause'], s['isolate'], s['disentangle']) == want
+
+def test_the_last_block_cannot_matter_at_another_position(lm, known):
+    p = ravel_pairs(known, 'town', 'entity', 60)
+    last = sites.site(lm[0], sites.n_layers(lm[0]) - 1)
+    s = ravel_score(p, iv.right(lm[0], last, Intervention(Neurons(128)), p))
+    assert (s['cause'], s['isolate']) == (0, 1)
+    g = ravel_gate(lm[0], known, n=60).set_index('layer').open
+    assert g[['embedding', 0, 1]].all() and not g[[2, 3]].any()
+
+def test_a_gate_that_is_shut_everywhere_says_so(lm, persons, tmp_path, monkeypatch):
+    import saebook.ravel as r
+    monkeypatch.setattr(r, 'ravel_gate', lambda model, known: pd.DataFrame(dict(layer=[0, 1], cause=[.2, .1], isolate=[0, 0], open=[False, False])))
+    with pytest.raises(BadInput, match='shut everywhere.*0: 0.20, 1: 0.10'): RavelBenchmark(*lm, persons, per=3).run(tmp_path, progress=False)
+
+# --- intervals
+
+def test_an_interval_covers_the_truth():
+    "Entities differ in how well they can be moved, and a pair is right just if both of its are. 200 draws of entities from one population."
+    covers, truth = [], None
+    for seed in range(201):
+        g = np.random.default_rng(seed)
+        many = 4000 if truth is None else 60 # the first is the population, near enough
+        good, n = g.beta(4, 1, many), 40_000 if truth is None else 400
+        b, s = g.integers(many, size=(2, n))
+        cause = np.arange(n) % 2 == 0
+        frame = pd.DataFrame(dict(attribute=np.where(cause, 'a', 'b'), template=np.where(cause, 't', 'u'), base=b.astype(str), source=s.astype(str), cause=cause))
+        right = g.random(n) < good[b]*good[s]
+        pairs = Pairs([[0]], [0], np.zeros(n, int), np.zeros(n, int), [[0]]*n, cause, frame)
+        got = ravel_score(pairs, right, n=1 if truth is None else 200)
+        if truth is None: truth = got['disentangle']
+        else: covers.append(got['low'] <= truth <= got['high'])
+    assert .9 <= np.mean(covers) <= 1, np.mean(covers)
+
+# --- runs
+
+def test_a_run_goes_on_where_it_was_stopped(lm, persons, tmp_path, monkeypatch):
+    kw = dict(methods=['identity', 'random', 'mdas'], layers=[1], attributes=['town'], per=4, pairs=200, judged=60, epochs=1)
+    whole = RavelBenchmark(*lm, persons, **kw).run(tmp_path/'whole', progress=False)
+    def stop(c): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setitem(METHODS, 'mdas', stop)
+        with pytest.raises(KeyboardInterrupt): RavelBenchmark(*lm, persons, **kw).run(tmp_path/'stopped', progress=False)
+    assert len(list((tmp_path/'stopped').glob('*/rows.json'))) == 2
+    again = RavelBenchmark(*lm, persons, **kw).run(tmp_path/'stopped', progress=False)
+    pd.testing.assert_frame_equal(whole.drop(columns='seconds'), again.drop(columns='seconds'))
+    kept = iv.load_intervention(next((tmp_path/'whole').glob('mdas*')))
+    assert kept.featurizer.directions.shape == (128, 8)
+
+@pytest.mark.parametrize('kw, says', [(dict(methods=['dass']), "did you mean 'das'"), (dict(attributes=['height']), "unknown attribute 'height'"), (dict(methods=['sae']), 'without an SAE')])
+def test_a_wrong_benchmark_is_told_at_once(lm, persons, kw, says):
+    with pytest.raises(BadInput, match=says): RavelBenchmark(*lm, persons, **kw)
+
+# --- the figures
+
+@pytest.mark.slow
+def test_mdas_finds_what_was_planted(lm, persons, tmp_path):
+    f = RavelBenchmark(*lm, persons, ['identity', 'swap', 'random', 'dbm', 'mdas'], seeds=[0, 1, 2], attributes=['town', 'trade'], per=15).run(tmp_path, progress=False)
+    assert set(f.layer) == {1} # where it was planted
+    s = f.groupby(['split', 'method', 'seed']).disentangle.mean()
+    for split in ('entity', 'context', 'unplanted'):
+        assert s[split, 'mdas'].min() >= .95 and s[split, 'random'].max() <= .6 and s[split, 'identity'].eq(.5).all() and s[split, 'swap'].eq(.5).all()
+        assert s[split, 'mdas'].min() >= s[split, 'dbm'].max() + .05
+    assert (f.low <= f.disentangle).all() and (f.disentangle <= f.high).all()

@@ -242,7 +242,7 @@ class RavelBenchmark:
         for a in self.attributes or []: one_of('attribute', a, self.data.attributes)
         if self.sae is None and {'sae', 'sae_alone'} & set(self.methods): raise BadInput("the method 'sae' was asked for without an SAE: give sae=..., or {layer: SAE}")
 
-# %% ../nbs/11_ravel.ipynb #6473cf0f
+# %% ../nbs/11_ravel.ipynb #76c9d078
 def _fingerprint(model): # of its weights
     return digest([[k, list(p.shape), float(p.detach().double().sum()), float(p.detach().double().square().sum())] for k, p in sites.unwrap(model).named_parameters()])
 
@@ -277,6 +277,7 @@ def _judged(self:RavelBenchmark, known, layer, attribute): # the same pairs for 
     pairs = {s: ravel_pairs(known, attribute, s, self.judged) for s in known.split.unique() if s not in ('train', 'val')}
     return {s: (p, iv.source_activations(self.model, p, ravel_site(self.model, layer))) for s, p in pairs.items()}
 
+# %% ../nbs/11_ravel.ipynb #56dc8190
 @patch
 def run(self:RavelBenchmark, path, progress:bool=True): # a folder: results.csv, gate.csv, and a folder a cell
     "All cells, as a data frame. What is there already is not done again. Raises `BadInput`."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RavelData', 'ravel_pairs', 'match_label', 'ravel_score', 'ravel_site', 'ravel_gate', 'RavelBenchmark',
-           'plot_layers', 'plot_cause_isolate', 'RavelConfig', 'run_ravel']
+           'plot_layers', 'plot_cause_isolate', 'sae_quality', 'RavelConfig', 'run_ravel']
 
 # %% ../nbs/11_ravel.ipynb #06dedcee
 import functools, math, re
@@ -327,6 +327,27 @@ def plot_cause_isolate(frame, split='entity', ax=None):
     ax.set(xlabel='cause', ylabel='isolate', xlim=(0, 1), ylim=(0, 1), title=f'held out: {split}'); ax.set_aspect('equal')
     ax.legend(frameon=False, bbox_to_anchor=(1.02, 1), loc='upper left'); ax.spines[['top', 'right']].set_visible(False)
     return ax
+
+# %% ../nbs/11_ravel.ipynb #063ec388
+def sae_quality(model, known:pd.DataFrame, at:Site, # prompts from `RavelData.known`; where the SAE reads
+                sae, most:int=500, seed:int=0, batch:int=128): # so many prompts are drawn
+    "A row a measure, with its interval under resampling of entities: FVU, explained variance, cosine, norm ratio and L0 at the entity's last token, loss recovered at all tokens of the prompts, knowledge kept."
+    drawn = known.sample(min(most, len(known)), random_state=seed)
+    q = drawn.reset_index(drop=True)
+    n = np.arange(len(q))
+    asked = Pairs(q.ids.tolist(), q['at'].tolist(), n, n, q.label.tolist(), np.zeros(len(q)))
+    x = iv.source_activations(model, asked, at)[:, 0]
+    with torch.no_grad(): code = sae.encode(x); x_hat = sae.decode(code, x)
+    rows = metrics.reconstruction(x, x_hat, code, groups=q.entity)[['value', 'low', 'high', 'better']].drop(index='dead')
+    in_place = Intervention(iv.SAEFeaturizer(sae, error=False), FixedMask(sae.n, []))
+    kept = iv.right(model, at, in_place, asked, batch, acts=x[:, None]).numpy()
+    rows.loc['knowledge kept'] = [kept.mean(), *metrics.bootstrap(lambda w: np.average(kept, weights=w), q.entity), 'up to 1']
+    inputs = [iv._asked(asked, i)[0] for i in torch.arange(len(q)).split(batch)]
+    others = iv._padded(known.drop(index=drawn.index).ids.head(batch).tolist() or q.ids.tolist())[0]
+    mean = sites.read(model, others, at)[at][others['attention_mask'].bool()].mean(0) # of other prompts, if there are any
+    lost = metrics.loss_recovered(model, [(b, b['attention_mask'].bool()) for b in inputs], at, sae, mean)
+    rows.loc['loss recovered'] = [lost.against(), *lost.interval(q.entity), 'up to 1']
+    return rows
 
 # %% ../nbs/11_ravel.ipynb #2a298109
 @dataclass

@@ -37,7 +37,7 @@ test: $(READY)
 	$(BIN)/python tools/step.py
 	$(call LIMIT,1200) $(BIN)/nbdev_test --n_workers 2 --timing
 	$(MAKE) docs
-	$(call LIMIT,900) $(BIN)/python -m pytest -q tests
+	$(call LIMIT,2400) $(BIN)/python -m pytest -q tests
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -x -q -m slow tests

@@ -37,7 +37,7 @@ def _parser():
     r.add_argument('--quiet', action='store_true', help='no progress bars')
     return p
 
-# %% ../nbs/90_cli.ipynb #615e41d3
+# %% ../nbs/90_cli.ipynb #c42a176d
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
@@ -54,7 +54,8 @@ def _run(config, out, quiet):
     cfg = configured(getattr(module, cls), cfg)
     out = Path(out or f'runs/{kind}-{digest(asdict(cfg))[:10]}')
     result = getattr(module, run)(cfg, out, progress=not quiet)
-    print(f'{result}\n\nThe results are in {out}')
+    shown = result.round(3).to_string(index=False) if hasattr(result, 'to_string') else result
+    print(f'{shown}\n\nThe results are in {out}')
 
 def main(argv=None): # default: sys.argv
     "The `saebook` command. Returns the exit status."

@@ -302,18 +302,19 @@ def run(self:RavelBenchmark, path, progress:bool=True): # a folder: results.csv,
 
 _ONCE = ('identity', 'swap', 'pca', 'dbm', 'sae', 'sae_alone') # nothing in them depends on a seed but the order of the pairs
 
-# %% ../nbs/11_ravel.ipynb #4ce40a20
+# %% ../nbs/11_ravel.ipynb #baa10c0e
 def plot_layers(frame, split='entity', ax=None):
     "Disentangle by layer, a line a method, with the mean of its intervals over attributes and seeds."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6, 3.4))[1]
     f = frame[frame.split == one_of('split', split, frame.split.unique())]
     order = sorted(f.layer.unique(), key=lambda l: -1 if l == 'embedding' else int(l))
+    many = f.method.nunique()
     for i, (m, g) in enumerate(f.groupby('method', sort=False)):
         g = g.groupby('layer')[['disentangle', 'low', 'high']].mean().reindex(order)
-        ax.errorbar(np.arange(len(order)) + .06*(i - 2), g.disentangle, [g.disentangle - g.low, g.high - g.disentangle], marker='o', ms=4, capsize=2, label=m)
+        ax.errorbar(np.arange(len(order)) + .06*(i - (many - 1)/2), g.disentangle, [g.disentangle - g.low, g.high - g.disentangle], marker='o', ms=4, capsize=2, label=m)
     ax.axhline(.5, color='.7', lw=1, zorder=0)
-    ax.set(xticks=range(len(order)), xticklabels=[str(l) for l in order], xlabel='layer', ylabel='disentangle', ylim=(0, 1.03), title=f'held out: {split}')
+    ax.set(xticks=range(len(order)), xticklabels=[str(l) for l in order], xlabel='layer', ylabel='disentangle', xlim=(-.5, len(order) - .5), ylim=(0, 1.03), title=f'held out: {split}')
     ax.legend(frameon=False, bbox_to_anchor=(1.02, 1), loc='upper left'); ax.spines[['top', 'right']].set_visible(False)
     return ax
 

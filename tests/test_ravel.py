@@ -122,6 +122,14 @@ def test_a_run_goes_on_where_it_was_stopped(lm, persons, tmp_path, monkeypatch):
 def test_a_wrong_benchmark_is_told_at_once(lm, persons, kw, says):
     with pytest.raises(BadInput, match=says): RavelBenchmark(*lm, persons, **kw)
 
+def test_from_one_file(tmp_path, capsys):
+    from saebook.cli import main
+    (tmp_path/'c.yaml').write_text('kind: ravel\ndata: cities\nlayers: [embedding]\nmethods: [identity, swap]\nattributes: [country]\npairs: 60\njudged: 60\nper: 4\n')
+    assert main(['run', str(tmp_path/'c.yaml'), '--out', str(tmp_path/'out'), '--quiet']) == 0
+    assert {'results.csv', 'config.json', 'layers.png', 'cause_isolate.png'} <= {p.name for p in (tmp_path/'out').iterdir()}
+    f = pd.read_csv(tmp_path/'out'/'results.csv')
+    assert (f.disentangle == .5).all() and set(f.split) == {'entity', 'context'} and 'cause' in capsys.readouterr().out
+
 # --- the figures
 
 @pytest.mark.slow

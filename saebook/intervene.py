@@ -395,18 +395,14 @@ class Pairs:
         i = torch.arange(len(self))[i].reshape(-1)
         return Pairs(self.prompts, self.at, self.base[i], self.source[i], [self.label[j] for j in i.tolist()], self.cause[i], None if self.frame is None else self.frame.iloc[i.numpy()].reset_index(drop=True))
 
-# %% ../nbs/10_intervene.ipynb #c7bef400
-def _padded(rows, side='left'):
-    one_of('padding side', side, ('left', 'right'))
-    n = max(map(len, rows))
-    pad = (lambda r, v: [v]*(n - len(r)) + list(r)) if side == 'left' else (lambda r, v: list(r) + [v]*(n - len(r)))
-    return dict(input_ids=torch.tensor([pad(r, 0) for r in rows]), attention_mask=torch.tensor([pad([1]*len(r), 0) for r in rows])), pad
+# %% ../nbs/10_intervene.ipynb #eff82918
+def _inputs(rows, side='left'): return dict(input_ids=sites.padded(rows, side), attention_mask=sites.padded([[1]*len(r) for r in rows], side))
 
 def _asked(pairs, i, side='left'): # pairs of these numbers: inputs, targets [rows, seq] (-100: none)
     texts = [list(pairs.prompts[b]) for b in pairs.base[i].tolist()]
     labels = [list(pairs.label[j]) for j in i.tolist()]
-    inputs, pad = _padded([t + l[:-1] for t, l in zip(texts, labels)], side) # each token of an answer is asked after those before it
-    return inputs, torch.tensor([pad([-100]*(len(t) - 1) + l, -100) for t, l in zip(texts, labels)])
+    inputs = _inputs([t + l[:-1] for t, l in zip(texts, labels)], side) # each token of an answer is asked after those before it
+    return inputs, sites.padded([[-100]*(len(t) - 1) + l for t, l in zip(texts, labels)], side, -100)
 
 def _tell(model, inputs, targets, grad=False): # logits at the targets [m, vocabulary], their ids [m], their rows [m]
     keep, left = targets.shape[1], bool((targets[:, -1] != -100).all())
@@ -420,45 +416,42 @@ def _tell(model, inputs, targets, grad=False): # logits at the targets [m, vocab
     use = targets != -100
     return out[use].float(), targets[use], use.nonzero()[:, 0]
 
-# %% ../nbs/10_intervene.ipynb #af6e1255
+# %% ../nbs/10_intervene.ipynb #eefaa376
 @torch.no_grad()
 def source_activations(model, pairs:Pairs, site:Site, batch:int=256):
     "What stands at `site`, on each prompt's own token: [prompts, 1, d], zeros for prompts that are no pair's source."
     used, out = pairs.source.unique(), None
     for i in used.split(batch):
-        h = sites.read(model, _padded([pairs.prompts[j] for j in i.tolist()])[0], site, at={site: pairs.at[i]})[site]
+        h = sites.read(model, _inputs([pairs.prompts[j] for j in i.tolist()]), site, at={site: pairs.at[i]})[site]
         out = h.new_zeros(len(pairs.prompts), *h.shape[1:]) if out is None else out
         out[i.to(h.device)] = h
     return out
 
 @contextlib.contextmanager
-def _quiet(model): # no dropout, no gradients of the model's own
-    model = sites.unwrap(model)
-    was = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        with sites.frozen(model): yield
-    finally:
-        for m in was: m.training = True
-
-@contextlib.contextmanager
-def _hard(iv): # in evaluation mode, whatever it is in
-    was = [m for m in iv.modules() if m.training]
-    iv.eval()
+def _evaluating(module): # no dropout, hard masks; afterwards as it was
+    was = [m for m in module.modules() if m.training]
+    module.eval()
     try: yield
     finally:
         for m in was: m.training = True
 
+@contextlib.contextmanager
+def _quiet(model): # no gradients of the model's own either
+    with _evaluating(sites.unwrap(model)), sites.frozen(model): yield
+
+def _pass(model, site, intervention, pairs, i, acts, side='left', grad=False): # pairs of these numbers, with the intervention made: as `_tell`
+    inputs, targets = _asked(pairs, i, side)
+    if intervention is None: return _tell(model, inputs, targets, grad)
+    with intervene(model, {site: intervention}, {site: acts[pairs.source[i].to(acts.device)]}, {site: pairs.at[pairs.base[i]]}): return _tell(model, inputs, targets, grad)
+
 @torch.no_grad()
-def right(model, site:Site, intervention:Intervention, pairs:Pairs, batch:int=256, acts=None, side:str='left', seed:int=0): # acts: from `source_activations`; side of the padding; seed of what is drawn (resample)
-    "Which pairs are answered rightly, every token of the answer being the most likely one: bool [n]. Masks are taken hard."
+def right(model, site:Site|None, intervention:Intervention|None, pairs:Pairs, batch:int=256, acts=None, side:str='left', seed:int=0): # acts: from `source_activations`; side of the padding; seed of what is drawn (resample)
+    "Which pairs are answered rightly, every token of the answer being the most likely one: bool [n]. Masks are taken hard. Without an intervention (None): what the model knows by itself."
     out = torch.ones(len(pairs), dtype=torch.bool)
-    with _quiet(model), _hard(intervention), seeded(seed):
-        acts = source_activations(model, pairs, intervention.read_at(site), batch) if acts is None else acts
+    with _quiet(model), contextlib.nullcontext() if intervention is None else _evaluating(intervention), seeded(seed):
+        if acts is None and intervention is not None: acts = source_activations(model, pairs, intervention.read_at(site), batch)
         for i in torch.arange(len(pairs)).split(batch):
-            inputs, targets = _asked(pairs, i, side)
-            with intervene(model, {site: intervention}, {site: acts[pairs.source[i].to(acts.device)]}, {site: pairs.at[pairs.base[i]]}):
-                logits, ids, row = _tell(model, inputs, targets)
+            logits, ids, row = _pass(model, site, intervention, pairs, i, acts, side)
             out[i[row[logits.argmax(1) != ids].cpu()]] = False
     return out
 
@@ -475,7 +468,7 @@ def toy_pairs(toy:ToyFacts, entities, # numbers of entities
     return Pairs([[e, len(toy.facts) + q] for e in range(len(toy.facts)) for q in (0, 1)], torch.zeros(2*len(toy.facts)), [number(b, q) for b, s, q, _ in found],
                  [number(s, q) for b, s, q, _ in found], [[l] for *_, l in found], [q == moved for *_, q, _ in found])
 
-# %% ../nbs/10_intervene.ipynb #e85f99ab
+# %% ../nbs/10_intervene.ipynb #2a9494e4
 @dataclass(repr=False)
 class FitLog:
     "How a fit went."
@@ -493,7 +486,8 @@ def fit_intervention(model, site:Site, intervention:Intervention, pairs:Pairs,
                      lr:float=1e-2,        # of directions; masks learn ten times as fast
                      isolate:float|None=None, # weight of the isolate pairs; None: 1, or 0 for those that are trained to move only
                      cost:float=0.,        # paid for the share of features chosen
-                     seed:int=0, progress:bool=True):
+                     seed:int=0, progress:bool=True,
+                     acts=None):           # from `source_activations` of these pairs; None: read here
     "Train `intervention` in place on `pairs`, on the mean over the tokens of all answers; the model is held fixed. Leaves it in evaluation mode, with a hard mask. Raises `BadInput` where there is nothing to learn."
     weight = float(intervention.isolate) if isolate is None else isolate
     groups = _groups(intervention, lr)
@@ -507,12 +501,10 @@ def fit_intervention(model, site:Site, intervention:Intervention, pairs:Pairs,
     rate = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: min(1, (s + 1)/(.1*steps), (steps - s)/(.5*steps)))
     try:
         with _quiet(model), seeded(seed):
-            acts = source_activations(model, pairs, intervention.read_at(site))
+            acts = source_activations(model, pairs, intervention.read_at(site)) if acts is None else acts
             for step, i in enumerate(tqdm(order, disable=not progress, desc='fit')):
                 intervention.train(); intervention.mask.anneal(step/max(1, steps - 1))
-                inputs, targets = _asked(pairs, i)
-                with intervene(model, {site: intervention}, {site: acts[pairs.source[i].to(acts.device)]}, {site: pairs.at[pairs.base[i]]}):
-                    logits, ids, row = _tell(model, inputs, targets, grad=True)
+                logits, ids, row = _pass(model, site, intervention, pairs, i, acts, grad=True)
                 ce, cause = F.cross_entropy(logits, ids, reduction='none'), pairs.cause[i].to(row.device)[row]
                 paid = intervention.mask.cost()
                 loss = (ce*torch.where(cause, 1., weight)).mean() + cost*paid
@@ -525,7 +517,7 @@ def fit_intervention(model, site:Site, intervention:Intervention, pairs:Pairs,
     finally: intervention.eval(); intervention.zero_grad(set_to_none=True)
     return FitLog(pd.DataFrame(rows), time.time() - t0)
 
-# %% ../nbs/10_intervene.ipynb #a39e8dbe
+# %% ../nbs/10_intervene.ipynb #7ca006f9
 def attribution(model, site:Site, intervention:Intervention, pairs:Pairs, # its mask is not looked at
                 steps:int=1, # 1: gradient times difference, with nothing moved yet; more: integrated gradients (Sundararajan et al. 2017), at so many points
                 batch:int=256, seed:int=0): # of what is drawn (resample)
@@ -535,12 +527,9 @@ def attribution(model, site:Site, intervention:Intervention, pairs:Pairs, # its 
     with _quiet(model), seeded(seed):
         acts = source_activations(model, pairs, intervention.read_at(site), batch)
         for i in torch.arange(len(pairs)).split(batch):
-            inputs, targets = _asked(pairs, i)
             for share in [0.] if steps == 1 else [(s + .5)/steps for s in range(steps)]:
                 m = torch.full((n,), share, device=acts.device, requires_grad=True)
-                moved = _Moved(intervention, m)
-                with intervene(model, {site: moved}, {site: acts[pairs.source[i].to(acts.device)]}, {site: pairs.at[pairs.base[i]]}):
-                    logits, ids, _ = _tell(model, inputs, targets, grad=True)
+                logits, ids, _ = _pass(model, site, _Moved(intervention, m), pairs, i, acts, grad=True)
                 total = total - torch.autograd.grad(F.cross_entropy(logits, ids, reduction='sum'), m)[0]/steps
     return total/len(pairs)
 

@@ -6,16 +6,16 @@
 __all__ = ['METHODS', 'RavelData', 'ravel_pairs', 'match_label', 'ravel_score', 'ravel_site', 'ravel_gate', 'RavelBenchmark',
            'plot_layers', 'plot_cause_isolate', 'sae_quality', 'RavelConfig', 'run_ravel']
 
-# %% ../nbs/11_ravel.ipynb #06dedcee
+# %% ../nbs/11_ravel.ipynb #d989efcd
 import functools, math, re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from . import intervene as iv, metrics, sites
+from . import cache, intervene as iv, metrics, sites, views
 from .core import BadInput, configured, digest, one_of, out_dir, read_json, reason, write_json
 from .intervene import FixedMask, Intervention, Neurons, Pairs, fit_intervention
 from .sites import Site
@@ -95,7 +95,7 @@ def _answers(tokenizer, prompts, ids, words, most): # ids of the answers, as the
 
 _AS = dict(train='train', val='val', test='entity') # entities of a split, asked with the templates of training
 
-# %% ../nbs/11_ravel.ipynb #1f7005d2
+# %% ../nbs/11_ravel.ipynb #159b8905
 @patch
 def known(self:RavelData, model, tokenizer,
           per:int=40,    # entities asked of each template, in each split
@@ -116,8 +116,7 @@ def known(self:RavelData, model, tokenizer,
     ids, at = _tokens(tokenizer, q.prompt.tolist(), q.end.tolist())
     q['ids'], q['at'], q['label'] = ids, at, _answers(tokenizer, q.prompt.tolist(), ids, q.word.tolist(), most)
     n = torch.arange(len(q))
-    d = sites.width(model, at0 := sites.site(model, 0))
-    ok = iv.right(model, at0, Intervention(Neurons(d), FixedMask(d, [])), Pairs(ids, torch.tensor(at), n, n, q.label.tolist(), torch.zeros(len(q), dtype=torch.bool)), batch, acts=torch.zeros(len(q), 1, d, dtype=next(model.parameters()).dtype))
+    ok = iv.right(model, None, None, Pairs(ids, at, n, n, q.label.tolist(), torch.zeros(len(q))), batch)
     found = q[ok.numpy()].drop(columns=['end']).reset_index(drop=True)
     found.attrs['asked'] = q.assign(known=ok.numpy()).groupby(['split', 'attribute']).known.mean().unstack()
     if not len(found): raise BadInput(f'the model answers none of the {len(q)} questions rightly: give one that knows these facts')
@@ -166,7 +165,7 @@ def match_label(said:str, label:str, attribute:str=''): # attribute: its own rul
     for a in _ALIASES: names |= a if names & a else set()
     return any(n and re.match(re.escape(n) + r'(\W|$)', said) is not None for n in names)
 
-# %% ../nbs/11_ravel.ipynb #506316ae
+# %% ../nbs/11_ravel.ipynb #a123c938
 def _score(right, cause, group, of, weight): # group: number of the template; of: number of each template's attribute
     total, hit = np.bincount(group, weight, len(of)), np.bincount(group, weight*right, len(of))
     def mean(use): # over templates of which something was drawn
@@ -180,8 +179,8 @@ def ravel_score(pairs:Pairs, right, # [n] bool, from `intervene.right`
                 n:int=300, level:float=.95, seed:int=0):
     "cause, isolate, disentangle, and the interval (low, high) of disentangle."
     f, right = pairs.frame, np.asarray(right, float)
-    group, names = pd.factorize(f.template + '\\0' + f.attribute)
-    of = pd.factorize(pd.Series(names).str.split('\\0').str[-1])[0]
+    group = f.groupby(['attribute', 'template'], sort=False).ngroup().to_numpy()
+    of = pd.factorize(f.attribute)[0][np.unique(group, return_index=True)[1]]
     who, _ = pd.factorize(pd.concat([f.base, f.source]))
     b, s, cause = who[:len(f)], who[len(f):], f.cause.to_numpy()
     c, i = _score(right, cause, group, of, np.ones(len(f)))
@@ -206,26 +205,20 @@ def ravel_gate(model, known:pd.DataFrame, layers=None, # None: all
         rows.append(dict(layer=layer, cause=np.mean([r['cause'] for r in got]), isolate=np.mean([r['isolate'] for r in got])))
     return pd.DataFrame(rows).assign(open=lambda d: d.cause >= bar)
 
-# %% ../nbs/11_ravel.ipynb #fcb3e95b
-def _fixed(make): return lambda c: (make(c), False) # c: what a method may look at: d, k, seed, X, y (training activations and values), sae
-def _learnt(make): return lambda c: (make(c), True)
-METHODS = dict(
-    identity=_fixed(lambda c: Intervention(Neurons(c.d), FixedMask(c.d, []))), swap=_fixed(lambda c: Intervention(Neurons(c.d))),
-    random=_fixed(lambda c: Intervention(iv.random_subspace(c.d, c.k, c.seed))), pca=_fixed(lambda c: Intervention(iv.pca_subspace(c.X, c.k))),
-    class_means=_fixed(lambda c: Intervention(iv.class_means(c.X, c.y))), leace=_fixed(lambda c: Intervention(iv.leace_subspace(c.X, c.y))),
-    dbm=_learnt(lambda c: iv.dbm(c.d)), das=_learnt(lambda c: iv.das(c.d, c.k, c.seed)), mdas=_learnt(lambda c: iv.mdas(c.d, c.k, c.seed)), boundless=_learnt(lambda c: iv.boundless_das(c.d, c.seed)),
-    sae=_learnt(lambda c: iv.sae_mask(c.sae)), sae_alone=_learnt(lambda c: iv.sae_mask(c.sae, error=False)))
+# %% ../nbs/11_ravel.ipynb #80a7214b
+METHODS = dict( # each a function of what a method may look at; those with parameters are trained
+    identity=lambda c: Intervention(Neurons(c.d), FixedMask(c.d, [])), swap=lambda c: Intervention(Neurons(c.d)),
+    random=lambda c: Intervention(iv.random_subspace(c.d, c.k, c.seed)), pca=lambda c: Intervention(iv.pca_subspace(c.X, c.k)),
+    class_means=lambda c: Intervention(iv.class_means(c.X, c.y)), leace=lambda c: Intervention(iv.leace_subspace(c.X, c.y)),
+    dbm=lambda c: iv.dbm(c.d), das=lambda c: iv.das(c.d, c.k, c.seed), mdas=lambda c: iv.mdas(c.d, c.k, c.seed), boundless=lambda c: iv.boundless_das(c.d, c.seed),
+    sae=lambda c: iv.sae_mask(c.sae), sae_alone=lambda c: iv.sae_mask(c.sae, error=False))
 
 @dataclass
 class _Cell:
-    d:int; k:int; seed:int; X:torch.Tensor; y:list; sae:object
+    d:int; k:int; seed:int; X:torch.Tensor; y:list; sae:object # X [rows, d], y: training activations and values
 
-@dataclass
-class RavelBenchmark:
-    "Methods over layers, seeds and attributes. `run` gives a row a method, layer, seed, split and attribute."
-    model: object
-    tokenizer: object
-    data: RavelData
+@dataclass(kw_only=True)
+class _Options:
     methods: list = field(default_factory=lambda: ['identity', 'swap', 'random', 'pca', 'dbm', 'mdas'])
     layers: object = 'gated' # the deepest layer whose gate is open; or a list of numbers and 'embedding'
     seeds: list = field(default_factory=lambda: [0])
@@ -238,14 +231,28 @@ class RavelBenchmark:
     per: int = 40            # as in `known`
 
     def __post_init__(self):
+        for k in ('methods', 'seeds', 'attributes'):
+            v = getattr(self, k)
+            if not isinstance(v, list) and not (k == 'attributes' and v is None): raise BadInput(f'{k} {v!r} was given: give a list, as in {k}: [{v}]')
+        if self.layers != 'gated' and not isinstance(self.layers, list): raise BadInput(f"layers {self.layers!r} was given: give 'gated', or a list of numbers and 'embedding'")
+        for k in ('pairs', 'judged', 'epochs', 'per'):
+            v = getattr(self, k)
+            if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise BadInput(f'{k} {v!r} was given: give a whole number, at least 1')
         for m in self.methods: one_of('method', m, METHODS)
-        for a in self.attributes or []: one_of('attribute', a, self.data.attributes)
         if self.sae is None and {'sae', 'sae_alone'} & set(self.methods): raise BadInput("the method 'sae' was asked for without an SAE: give sae=..., or {layer: SAE}")
 
-# %% ../nbs/11_ravel.ipynb #76c9d078
-def _fingerprint(model): # of its weights
-    return digest([[k, list(p.shape), float(p.detach().double().sum()), float(p.detach().double().square().sum())] for k, p in sites.unwrap(model).named_parameters()])
+@dataclass
+class RavelBenchmark(_Options):
+    "Methods over layers, seeds and attributes. `run` gives a row a method, layer, seed, split and attribute."
+    model: object
+    tokenizer: object
+    data: RavelData
 
+    def __post_init__(self):
+        super().__post_init__()
+        for a in self.attributes or []: one_of('attribute', a, self.data.attributes)
+
+# %% ../nbs/11_ravel.ipynb #401d021e
 @patch
 def _layers(self:RavelBenchmark, known):
     if self.layers != 'gated': return list(self.layers), None
@@ -257,13 +264,15 @@ def _layers(self:RavelBenchmark, known):
 def _cell(self:RavelBenchmark, known, method, layer, seed, attribute, judged): # judged: {split: pairs and their source activations} -> a row a split, the intervention
     at, train = ravel_site(self.model, layer), ravel_pairs(known, attribute, 'train', self.pairs, seed)
     used, first = np.unique(train.source.numpy(), return_index=True)
-    X = iv.source_activations(self.model, train, at)[used][:, 0].float().cpu()
+    read = iv.source_activations(self.model, train, at)
+    X = read[used][:, 0].float().cpu()
     y = self.data.entities.loc[train.frame.source.iloc[first], attribute].tolist()
     d, values = X.shape[1], len(set(y))
-    m, learn = METHODS[method](_Cell(d, min(values, d//4) if self.k is None else self.k, seed, X, y, self.sae.get(layer) if isinstance(self.sae, dict) else self.sae))
-    seconds = fit_intervention(self.model, at, m, train, self.epochs, seed=seed, progress=False).seconds if learn else 0.
-    rows = [dict(method=method, layer=layer, seed=seed, split=split, attribute=attribute, **ravel_score(pairs, iv.right(self.model, at, m, pairs, acts=acts if m.read_at(at) == at else None)),
-                 features=len(m.mask.chosen), of=m.mask.n, cosine=_cosine(m.featurizer, X, y), seconds=seconds) for split, (pairs, acts) in judged.items()]
+    m = METHODS[method](_Cell(d, min(values, d//4) if self.k is None else self.k, seed, X, y, self.sae.get(layer) if isinstance(self.sae, dict) else self.sae))
+    learns, same = any(p.requires_grad for p in m.parameters()), m.read_at(at) == at # a transcoder reads elsewhere
+    seconds = fit_intervention(self.model, at, m, train, self.epochs, seed=seed, progress=False, acts=read if same else None).seconds if learns else 0.
+    about = dict(features=len(m.mask.chosen), of=m.mask.n, cosine=_cosine(m.featurizer, X, y), seconds=seconds)
+    rows = [dict(method=method, layer=layer, seed=seed, split=split, attribute=attribute, **ravel_score(pairs, iv.right(self.model, at, m, pairs, acts=acts if same else None)), **about) for split, (pairs, acts) in judged.items()]
     return rows, m
 
 def _cosine(f, X, y): # the least principal cosine of a method's directions and the span of the class means
@@ -277,7 +286,7 @@ def _judged(self:RavelBenchmark, known, layer, attribute): # the same pairs for 
     pairs = {s: ravel_pairs(known, attribute, s, self.judged) for s in known.split.unique() if s not in ('train', 'val')}
     return {s: (p, iv.source_activations(self.model, p, ravel_site(self.model, layer))) for s, p in pairs.items()}
 
-# %% ../nbs/11_ravel.ipynb #56dc8190
+# %% ../nbs/11_ravel.ipynb #25b2353f
 @patch
 def run(self:RavelBenchmark, path, progress:bool=True): # a folder: results.csv, gate.csv, and a folder a cell
     "All cells, as a data frame. What is there already is not done again. Raises `BadInput`."
@@ -285,12 +294,12 @@ def run(self:RavelBenchmark, path, progress:bool=True): # a folder: results.csv,
     known = self.data.known(self.model, self.tokenizer, self.per)
     layers, gate = self._layers(known)
     if gate is not None: gate.to_csv(path/'gate.csv', index=False)
-    whose = digest(_fingerprint(self.model), self.data.entities.to_dict('split'), self.data.templates.to_dict('split'))
-    rows, cells = [], [(m, l, s, a) for l in layers for a in self.attributes or sorted(known.attribute.unique()) for m in self.methods for s in (self.seeds if m not in _ONCE else self.seeds[:1])]
+    whose = digest(cache._name(self.model), self.data.entities.to_dict('split'), self.data.templates.to_dict('split'))
+    rows, cells = [], [(m, l, s, a) for l in layers for a in self.attributes or sorted(known.attribute.unique()) for m in self.methods for s in self.seeds]
     judged = functools.lru_cache(1)(functools.partial(self._judged, known))
     for method, layer, seed, a in tqdm(cells, disable=not progress, desc='ravel'):
         about = dict(method=method, layer=layer, seed=seed, attribute=a, k=self.k, pairs=self.pairs, judged=self.judged, epochs=self.epochs, per=self.per, of=whose)
-        if method.startswith('sae'): about['sae'] = _fingerprint(self.sae[layer] if isinstance(self.sae, dict) else self.sae)
+        if method.startswith('sae'): about['sae'] = cache._name(self.sae[layer] if isinstance(self.sae, dict) else self.sae)
         f = path/f'{method}-{layer}-{seed}-{a}-{digest(about)[:12]}'
         if not (f/'rows.json').is_file():
             got, m = self._cell(known, method, layer, seed, a, judged(layer, a))
@@ -300,13 +309,10 @@ def run(self:RavelBenchmark, path, progress:bool=True): # a folder: results.csv,
     frame.to_csv(path/'results.csv', index=False)
     return frame
 
-_ONCE = ('identity', 'swap', 'pca', 'dbm', 'sae', 'sae_alone') # nothing in them depends on a seed but the order of the pairs
-
-# %% ../nbs/11_ravel.ipynb #baa10c0e
+# %% ../nbs/11_ravel.ipynb #3e06b3d0
 def plot_layers(frame, split='entity', ax=None):
     "Disentangle by layer, a line a method, with the mean of its intervals over attributes and seeds."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6, 3.4))[1]
+    ax = views._axes(ax, (6, 3.4))
     f = frame[frame.split == one_of('split', split, frame.split.unique())]
     order = sorted(f.layer.unique(), key=lambda l: -1 if l == 'embedding' else int(l))
     many = f.method.nunique()
@@ -315,21 +321,20 @@ def plot_layers(frame, split='entity', ax=None):
         ax.errorbar(np.arange(len(order)) + .06*(i - (many - 1)/2), g.disentangle, [g.disentangle - g.low, g.high - g.disentangle], marker='o', ms=4, capsize=2, label=m)
     ax.axhline(.5, color='.7', lw=1, zorder=0)
     ax.set(xticks=range(len(order)), xticklabels=[str(l) for l in order], xlabel='layer', ylabel='disentangle', xlim=(-.5, len(order) - .5), ylim=(0, 1.03), title=f'held out: {split}')
-    ax.legend(frameon=False, bbox_to_anchor=(1.02, 1), loc='upper left'); ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(frameon=False, bbox_to_anchor=(1.02, 1), loc='upper left')
     return ax
 
 def plot_cause_isolate(frame, split='entity', ax=None):
     "Isolate against cause, a point a method and attribute, seeds averaged."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(4.2, 4))[1]
+    ax = views._axes(ax, (4.2, 4))
     f = frame[frame.split == one_of('split', split, frame.split.unique())].groupby(['method', 'layer', 'attribute'], sort=False)[['cause', 'isolate']].mean().reset_index()
     for m, g in f.groupby('method', sort=False): ax.plot(g.cause, g.isolate, 'o', ms=7, alpha=.7, label=m, clip_on=False)
     ax.plot([0, 1], [1, 0], color='.8', lw=1, zorder=0)
     ax.set(xlabel='cause', ylabel='isolate', xlim=(0, 1), ylim=(0, 1), title=f'held out: {split}'); ax.set_aspect('equal')
-    ax.legend(frameon=False, bbox_to_anchor=(1.02, 1), loc='upper left'); ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(frameon=False, bbox_to_anchor=(1.02, 1), loc='upper left')
     return ax
 
-# %% ../nbs/11_ravel.ipynb #063ec388
+# %% ../nbs/11_ravel.ipynb #c7c2b053
 def sae_quality(model, known:pd.DataFrame, at:Site, # prompts from `RavelData.known`; where the SAE reads
                 sae, most:int=500, seed:int=0, batch:int=128): # so many prompts are drawn
     "A row a measure, with its interval under resampling of entities: FVU, explained variance, cosine, norm ratio and L0 at the entity's last token, loss recovered at all tokens of the prompts, knowledge kept."
@@ -344,37 +349,19 @@ def sae_quality(model, known:pd.DataFrame, at:Site, # prompts from `RavelData.kn
     kept = iv.right(model, at, in_place, asked, batch, acts=x[:, None]).numpy()
     rows.loc['knowledge kept'] = [kept.mean(), *metrics.bootstrap(lambda w: np.average(kept, weights=w), q.entity), 'up to 1']
     inputs = [iv._asked(asked, i)[0] for i in torch.arange(len(q)).split(batch)]
-    others = iv._padded(known.drop(index=drawn.index).ids.head(batch).tolist() or q.ids.tolist())[0]
+    others = iv._inputs(known.drop(index=drawn.index).ids.head(batch).tolist() or q.ids.tolist())
     mean = sites.read(model, others, at)[at][others['attention_mask'].bool()].mean(0) # of other prompts, if there are any
     lost = metrics.loss_recovered(model, [(b, b['attention_mask'].bool()) for b in inputs], at, sae, mean)
     rows.loc['loss recovered'] = [lost.against(), *lost.interval(q.entity), 'up to 1']
     return rows
 
-# %% ../nbs/11_ravel.ipynb #2a298109
+# %% ../nbs/11_ravel.ipynb #959b3c2b
 @dataclass
-class RavelConfig:
-    "A benchmark as a file can say it."
+class RavelConfig(_Options):
+    "A benchmark as a file can say it: the options of `RavelBenchmark`, and where model, data and SAE (a folder that `load_sae` reads) come from."
     data: str = 'persons'    # 'persons' or 'cities' of the world, or a folder with the benchmark's own files
     entity: str = 'city'     # of the benchmark's files: city, nobel_prize_winner, ...
     model: str|None = None   # a folder, or a name on the hub; None: the world's base model
-    methods: list = field(default_factory=lambda: ['identity', 'swap', 'random', 'pca', 'dbm', 'mdas'])
-    layers: object = 'gated' # or a list of numbers and 'embedding'
-    seeds: list = field(default_factory=lambda: [0])
-    attributes: list|None = None
-    k: int|None = None
-    sae: str|None = None     # a folder that `load_sae` reads
-    pairs: int = 2000
-    judged: int = 1000
-    epochs: int = 5
-    per: int = 40
-
-    def __post_init__(self):
-        for k in ('methods', 'seeds', 'attributes'):
-            if not isinstance(getattr(self, k), list) and not (k == 'attributes' and self.attributes is None): raise BadInput(f'{k} {getattr(self, k)!r} was given: give a list, as in {k}: [{getattr(self, k)}]')
-        if self.layers != 'gated' and not isinstance(self.layers, list): raise BadInput(f"layers {self.layers!r} was given: give 'gated', or a list of numbers and 'embedding'")
-        for k in ('pairs', 'judged', 'epochs', 'per'):
-            v = getattr(self, k)
-            if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise BadInput(f'{k} {v!r} was given: give a whole number, at least 1')
 
 def run_ravel(cfg:RavelConfig, out, progress:bool=True): # a folder
     "The benchmark of a configuration: results.csv, gate.csv, pictures, and a folder a cell. The same call goes on where it was stopped. Returns the results."
@@ -383,8 +370,7 @@ def run_ravel(cfg:RavelConfig, out, progress:bool=True): # a folder
     data = RavelData.from_world(cfg.data) if cfg.data in ('persons', 'cities') else RavelData.load(cfg.data, cfg.entity)
     model, tok = load_taught('base') if cfg.model is None else sites.load_model(cfg.model)
     sae = load_sae(cfg.sae, model=model) if cfg.sae else None
-    same = ('methods', 'layers', 'seeds', 'attributes', 'k', 'pairs', 'judged', 'epochs', 'per')
-    frame = RavelBenchmark(model, tok, data, sae=sae, **{k: getattr(cfg, k) for k in same}).run(out, progress)
+    frame = RavelBenchmark(model, tok, data, **{f.name: getattr(cfg, f.name) for f in fields(_Options)} | dict(sae=sae)).run(out, progress)
     write_json(Path(out)/'config.json', asdict(cfg))
     for name, plot in dict(cause_isolate=plot_cause_isolate, layers=plot_layers).items():
         ax = plot(frame, frame.split.iloc[0])

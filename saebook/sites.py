@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Site', 'unwrap', 'module_at', 'blocks', 'n_layers', 'site', 'take', 'put', 'prepare', 'forward', 'frozen', 'read',
-           'width', 'patch', 'tokenize', 'load_model']
+           'width', 'patch', 'padded', 'tokenize', 'load_model']
 
 # %% ../nbs/01_sites.ipynb #1a1f5eaa
 import contextlib, copy, difflib, functools, inspect, operator, re
@@ -378,7 +378,13 @@ def patch(model,       # a module, a Hugging Face model, or an nnsight model aro
     model = unwrap(model)
     with _hooks(model, {s: functools.partial(_edit, s, fn) for s, fn in edits.items()}, at): yield model
 
-# %% ../nbs/01_sites.ipynb #f4329390
+# %% ../nbs/01_sites.ipynb #551de78e
+def padded(rows, side:str='left', fill=0): # lists of numbers; side: of the padding
+    "Rows of any lengths as one tensor [rows, longest]."
+    one_of('padding side', side, ('left', 'right'))
+    n = max(map(len, rows))
+    return torch.tensor([[fill]*(n - len(r)) + list(r) if side == 'left' else list(r) + [fill]*(n - len(r)) for r in rows])
+
 def tokenize(tokenizer,   # a Hugging Face tokenizer
              texts,       # a text or several
              side:str=None, # 'left' or 'right'; by default the tokenizer's own
@@ -396,8 +402,7 @@ def tokenize(tokenizer,   # a Hugging Face tokenizer
     n, pad = max(map(len, rows)), tokenizer.pad_token_id
     if pad is None: pad = tokenizer.eos_token_id
     if pad is None and min(map(len, rows)) < n: raise BadInput("the tokenizer has neither a padding nor an end token, and the texts differ in length: set tokenizer.pad_token")
-    fill = lambda r, v: [v]*(n - len(r)) + r if side == 'left' else r + [v]*(n - len(r))
-    return dict(input_ids=torch.tensor([fill(list(r), pad) for r in rows]), attention_mask=torch.tensor([fill([1]*len(r), 0) for r in rows]))
+    return dict(input_ids=padded(rows, side, pad), attention_mask=padded([[1]*len(r) for r in rows], side))
 
 # %% ../nbs/01_sites.ipynb #c9c5b4bd
 def _check_folder(path):

@@ -309,7 +309,7 @@ def forget(self:Trainer):
     "Let the next step make its rough look at the encoder from the weights as they are then."
     self.held.clear(); self.age = 0
 
-# %% ../nbs/08_train.ipynb #69dbd7d8
+# %% ../nbs/08_train.ipynb #6f34d97b
 @patch
 def state(self:Trainer):
     "Everything that the next step depends on: {name: tensor}. (The step after looks at the weights anew, as one after a `load` has to.)"
@@ -322,6 +322,7 @@ def state(self:Trainer):
 @torch.no_grad()
 def load(self:Trainer, named):
     "Go on from a `state`."
+    self.forget()
     self.sae.load_state_dict({k[4:]: v for k, v in named.items() if k.startswith('sae.')})
     self.since.copy_(named['since'])
     for k, p in self.stored.items():

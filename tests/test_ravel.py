@@ -84,6 +84,12 @@ def test_a_gate_that_is_shut_everywhere_says_so(lm, persons, tmp_path, monkeypat
     monkeypatch.setattr(r, 'ravel_gate', lambda model, known: pd.DataFrame(dict(layer=[0, 1], cause=[.2, .1], isolate=[0, 0], open=[False, False])))
     with pytest.raises(BadInput, match='shut everywhere.*0: 0.20, 1: 0.10'): RavelBenchmark(*lm, persons, per=3).run(tmp_path, progress=False)
 
+def test_isolate_is_a_mean_over_attributes_however_many_templates_each_has():
+    frame = pd.DataFrame(dict(attribute=['a'] + ['b']*3 + ['c'], template=['t', 'u', 'v', 'w', 'x'], base=list('pqrst'), source=list('qrstp'), cause=[True] + [False]*4))
+    pairs = Pairs([[0]], [0], np.zeros(5, int), np.zeros(5, int), [[0]]*5, frame.cause.to_numpy(), frame)
+    got = ravel_score(pairs, [True, True, True, True, False], n=1)
+    assert (got['cause'], got['isolate']) == (1, .5) # all three templates of b, none of c
+
 # --- intervals
 
 def test_an_interval_covers_the_truth():
@@ -134,7 +140,7 @@ def test_from_one_file(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_mdas_finds_what_was_planted(lm, persons, tmp_path):
-    f = RavelBenchmark(*lm, persons, ['identity', 'swap', 'random', 'dbm', 'mdas'], seeds=[0, 1, 2], attributes=['town', 'trade'], per=15).run(tmp_path, progress=False)
+    f = RavelBenchmark(*lm, persons, methods=['identity', 'swap', 'random', 'dbm', 'mdas'], seeds=[0, 1, 2], attributes=['town', 'trade'], per=15).run(tmp_path, progress=False)
     assert set(f.layer) == {1} # where it was planted
     s = f.groupby(['split', 'method', 'seed']).disentangle.mean()
     for split in ('entity', 'context', 'unplanted'):

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest, torch
 from saebook import intervene as iv, sites
 from saebook.core import BadInput
 from saebook.intervene import FixedMask, Intervention, Neurons, Pairs
-from saebook.ravel import METHODS, RavelBenchmark, RavelData, _answers, _tokens, match_label, ravel_gate, ravel_pairs, ravel_score
+from saebook.ravel import METHODS, RavelBenchmark, RavelData, _answers, _same, _tokens, mask_table, match_label, ravel_gate, ravel_pairs, ravel_right, ravel_score
 from saebook.world import load_planted, load_taught
 
 @pytest.fixture(scope='module')
@@ -47,6 +47,56 @@ def test_answers_go_on_from_the_prompt(shared):
     got = _answers(tok, prompts, tok(prompts)['input_ids'], words, 3)
     assert [tok.decode(g) for g in got] == [' Norway', 'Norway', ' United Kingdom']
     assert [len(g) for g in _answers(tok, prompts, tok(prompts)['input_ids'], ['Bosnia and Herzegovina']*3, 3)] == [3, 3, 3]
+
+@pytest.mark.parametrize('said, label, attribute, same', [
+    (' the U.S.', 'United States', 'Country', True), ('USA and', 'United States', 'Country', True), ('U.K. where', 'United Kingdom', 'Country', True), ('Guinea-Bissau', 'Guinea', 'Country', False),
+    ('Niger', 'Nigeria', 'Country', False), ('South', 'South Korea', 'Country', False), ('America/Argentina/Salta', 'America/Argentina', 'Timezone', False), ('Mandarin.', 'Chinese', 'Language', True),
+    ('Kymri', 'English,Gaeli,Kymri', 'Language', True), ('57.3', '56', 'Latitude', True), ('-57', '57', 'Latitude', False), ('north', '57', 'Latitude', False), ('', 'Peru', 'Country', False)])
+def test_names_of_a_label(said, label, attribute, same): assert match_label(said, label, attribute) == same
+
+def test_no_pair_of_the_benchmarks_own_labels_has_an_answer_that_is_right_for_both(shared):
+    d = RavelData.load(shared('data/ravel'))
+    q = d.only(attributes=['Language', 'Latitude', 'Country'])._asked(10, 0)
+    q = q[q.split == 'train'].reset_index(drop=True).assign(ids=[[0]]*len(q[q.split == 'train']), at=0, label=[[1]]*len(q[q.split == 'train']))
+    for a in ('Language', 'Latitude'):
+        f = ravel_pairs(q, a, 'train', 200).frame
+        value = lambda who: [d.entities.at[e, b] for e, b in zip(f[who], f.attribute)]
+        assert not any(_same(x, y, b) for x, y, b in zip(value('base'), value('source'), f.attribute))
+
+class Parrot(torch.nn.Module):
+    "Says one word after any prompt: its tokens in turn."
+    def __init__(self, ids, n): super().__init__(); self.ids, self.n, self.emb = ids, n, torch.nn.Embedding(n, 4)
+    def forward(self, input_ids, attention_mask=None):
+        h = self.emb(input_ids).sum(-1, keepdim=True)*0
+        said = torch.zeros(*input_ids.shape, self.n)
+        for b in range(len(input_ids)): # what follows the last token of the prompt, which is 5
+            row = input_ids[b].tolist(); last = max(i for i, t in enumerate(row) if t == 5)
+            for j in range(last, len(row)): said[b, j, self.ids[min(j - last, len(self.ids) - 1)]] = 1
+        return said + h
+
+def test_what_is_said_is_written_token_by_token():
+    n = torch.arange(3)
+    pairs = Pairs([[1, 5], [1, 2, 3, 5], [5]], [0, 0, 0], n, n, [[7], [7, 8], [9]], n == 0)
+    assert iv.said(Parrot([7, 8, 9], 12), None, None, pairs, most=3) == [[7, 8, 9]]*3
+    assert iv.right(Parrot([7, 8, 9], 12), None, None, pairs).tolist() == [True, True, False]
+
+def test_a_model_that_says_another_name_knows_the_country(shared):
+    from transformers import AutoTokenizer
+    tok = AutoTokenizer.from_pretrained(shared('models/gpt2-tokenizer'))
+    d = RavelData.load(shared('data/ravel')).only(['Boston', 'Chicago', 'Paris'], ['Country', 'Continent'], lambda t: t in ('%s is a city in the country of', '%s is a city located in the continent of'))
+    d.entities['split'] = 'train'
+    class Says(torch.nn.Module):
+        def __init__(self): super().__init__(); self.emb = torch.nn.Embedding(len(tok), 1)
+        def forward(self, input_ids, attention_mask=None): # " the" then " USA", whatever is asked
+            out = torch.zeros(*input_ids.shape, len(tok)) + 0*self.emb.weight.sum()
+            the = input_ids == tok(' the').input_ids[0]
+            usa, = tok(' USA').input_ids
+            out[..., tok(' the').input_ids[0]] = 1; out[the] = 0; out[the] = torch.nn.functional.one_hot(torch.tensor(usa), len(tok)).float()
+            return out
+    with pytest.raises(BadInput, match='answers none of the'): d.known(Says(), tok)
+    known = d.known(Says(), tok, answers='text')
+    assert set(known.entity) == {'Boston', 'Chicago'} and set(known.attribute) == {'Country'}
+    assert {tok.decode(l).strip() for l in known.label} <= {'the USA', 'USA'}
 
 def test_a_template_has_one_place(persons):
     with pytest.raises(BadInput, match='has 2 places'): RavelData('x', persons.entities, pd.DataFrame([dict(attribute='town', template='%s and %s', split='train', form='')]))
@@ -127,6 +177,27 @@ def test_a_run_goes_on_where_it_was_stopped(lm, persons, tmp_path, monkeypatch):
 @pytest.mark.parametrize('kw, says', [(dict(methods=['dass']), "did you mean 'das'"), (dict(attributes=['height']), "unknown attribute 'height'"), (dict(methods=['sae']), 'without an SAE')])
 def test_a_wrong_benchmark_is_told_at_once(lm, persons, kw, says):
     with pytest.raises(BadInput, match=says): RavelBenchmark(*lm, persons, **kw)
+
+def test_answers_as_text_where_each_is_one_word_are_the_same_figures(lm, persons, tmp_path):
+    kw = dict(methods=['identity', 'swap', 'random'], layers=[1], attributes=['town'], per=4, judged=60, most=1)
+    tokens, text = (RavelBenchmark(*lm, persons, answers=a, **kw).run(tmp_path/a, progress=False) for a in ('tokens', 'text'))
+    pd.testing.assert_frame_equal(tokens.drop(columns='seconds'), text.drop(columns='seconds'))
+
+def test_masks_side_by_side(lm, persons, tmp_path):
+    RavelBenchmark(*lm, persons, methods=['dbm', 'pca'], seeds=[0, 1], layers=[1], attributes=['town', 'gender'], per=4, pairs=100, judged=60, epochs=1).run(tmp_path, progress=False)
+    t = mask_table(tmp_path)
+    assert len(t) == 8 and t[t.method == 'dbm'][['other_attribute', 'other_seed']].notna().all().all() and t[t.method == 'pca'].other_seed.isna().all()
+    with pytest.raises(BadInput, match='no finished cell'): mask_table(tmp_path/'none')
+
+def test_held_to_the_logits_the_directions_are_nearer_the_truth(lm, known):
+    from saebook.world import load_planted
+    at, truth = load_planted().site, load_planted().basis('town')
+    truth = torch.linalg.svd(truth - truth.mean(1, keepdim=True)).U[:, :7]
+    pairs, found = ravel_pairs(known, 'town', 'train', 1000), {}
+    for target in iv.TARGETS:
+        iv.fit_intervention(lm[0], at, m := iv.mdas(128, 8), pairs, epochs=3, target=target, progress=False)
+        found[target] = iv.principal_cosines(m.featurizer.directions.detach(), truth)[:7]
+    assert (found['logits'] > found['answers'] - .02).all() and found['logits'].min() > found['answers'].min() + .1
 
 def test_from_one_file(tmp_path, capsys):
     from saebook.cli import main

@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'TARGETS', 'ToyFacts', 'Featurizer', 'Neurons', 'Subspace', 'Rotation', 'SAEFeaturizer', 'random_subspace',
            'pca_subspace', 'class_means', 'leace_subspace', 'principal_cosines', 'Mask', 'FixedMask', 'BinaryMask',
            'BoundaryMask', 'Intervention', 'das', 'mdas', 'dbm', 'boundless_das', 'sae_mask', 'intervene',
-           'interchange', 'Pairs', 'source_activations', 'right', 'said', 'toy_pairs', 'FitLog', 'fit_intervention',
-           'attribution', 'save_intervention', 'load_intervention']
+           'interchange', 'Pairs', 'source_activations', 'right', 'said', 'answer_loss', 'toy_pairs', 'FitLog',
+           'fit_intervention', 'attribution', 'save_intervention', 'load_intervention']
 
 # %% ../nbs/10_intervene.ipynb #e9b53360
 import contextlib, functools, inspect, math, time
@@ -368,7 +368,7 @@ def interchange(model, base, source, # inputs, as for `sites.read`
     acts = sites.read(model, source, reads.values(), at={reads[s]: r for s, r in (at_source or {}).items()})
     with intervene(model, edits, {s: acts[r] for s, r in reads.items()}, at): return sites.forward(model, base, grad)
 
-# %% ../nbs/10_intervene.ipynb #3fe3ce30
+# %% ../nbs/10_intervene.ipynb #90b5dffb
 @dataclass(repr=False)
 class Pairs:
     "Interchanges with their right answers."
@@ -387,7 +387,7 @@ class Pairs:
         if not len(self.base): raise BadInput('no pairs were given: give at least one')
         if not all(len(l) for l in self.label): raise BadInput('an answer without tokens was given: give ids')
         if max(self.base.max(), self.source.max()) >= len(self.prompts) or min(self.base.min(), self.source.min()) < 0: raise BadInput(f'a pair names a prompt that is not among the {len(self.prompts)}')
-        short = [i for i, (p, a) in enumerate(zip(self.prompts, self.at)) if not 0 <= a < len(p)]
+        short = ((self.at < 0) | (self.at >= torch.tensor([len(p) for p in self.prompts]))).nonzero()[:, 0].tolist()
         if short: raise BadInput(f'position {int(self.at[short[0]])} was given for prompt {short[0]} of {len(self.prompts[short[0]])} tokens: count from 0')
     def __len__(self): return len(self.base)
     def __repr__(self): return f'Pairs: {int(self.cause.sum()):,} cause, {int((~self.cause).sum()):,} isolate, {len(self.prompts):,} prompts'
@@ -395,7 +395,7 @@ class Pairs:
         i = torch.arange(len(self))[i].reshape(-1)
         return Pairs(self.prompts, self.at, self.base[i], self.source[i], [self.label[j] for j in i.tolist()], self.cause[i], None if self.frame is None else self.frame.iloc[i.numpy()].reset_index(drop=True))
 
-# %% ../nbs/10_intervene.ipynb #eff82918
+# %% ../nbs/10_intervene.ipynb #3f548f8f
 def _inputs(rows, side='left'): return dict(input_ids=sites.padded(rows, side), attention_mask=sites.padded([[1]*len(r) for r in rows], side))
 
 def _asked(pairs, i, side='left'): # pairs of these numbers: inputs, targets [rows, seq] (-100: none)
@@ -404,17 +404,21 @@ def _asked(pairs, i, side='left'): # pairs of these numbers: inputs, targets [ro
     inputs = _inputs([t + l[:-1] for t, l in zip(texts, labels)], side) # each token of an answer is asked after those before it
     return inputs, sites.padded([[-100]*(len(t) - 1) + l for t, l in zip(texts, labels)], side, -100)
 
+@contextlib.contextmanager
+def _only(model, use): # the vocabulary is only asked where `use` [rows, seq] is true, if the model can be told so; -> a function of its logits that gives those
+    m = sites.unwrap(model)
+    head = m.get_output_embeddings() if 'logits_to_keep' in inspect.signature(m.forward).parameters and hasattr(m, 'get_output_embeddings') else None
+    handle = None if head is None else head.register_forward_pre_hook(lambda _, args: (args[0][use.to(args[0].device)], *args[1:]))
+    try: yield (lambda out: out) if handle else (lambda out: out[use.to(out.device)])
+    finally: handle and handle.remove()
+
 def _tell(model, inputs, targets, grad=False): # logits at the targets [m, vocabulary], their ids [m], their rows [m]
-    keep, left = targets.shape[1], bool((targets[:, -1] != -100).all())
-    if left and 'logits_to_keep' in inspect.signature(sites.unwrap(model).forward).parameters: # the vocabulary is only asked where an answer stands
-        keep = int((targets != -100).sum(1).max())
-        inputs = {**inputs, 'logits_to_keep': keep}
-    out = sites.forward(model, inputs, grad)
-    out = out if isinstance(out, torch.Tensor) else getattr(out, 'logits', None)
-    if not isinstance(out, torch.Tensor): raise BadInput(f'{type(sites.unwrap(model)).__name__} gives no logits: give a model with a language head')
-    targets = targets[:, -out.shape[1]:].to(out.device)
     use = targets != -100
-    return out[use].float(), targets[use], use.nonzero()[:, 0]
+    with _only(model, use) as pick:
+        out = sites.forward(model, inputs, grad)
+        out = out if isinstance(out, torch.Tensor) else getattr(out, 'logits', None)
+        if not isinstance(out, torch.Tensor): raise BadInput(f'{type(sites.unwrap(model)).__name__} gives no logits: give a model with a language head')
+        return pick(out).float(), targets[use].to(out.device), use.nonzero()[:, 0].to(out.device)
 
 # %% ../nbs/10_intervene.ipynb #9a2f6c3e
 @torch.no_grad()
@@ -470,6 +474,18 @@ def said(model, site:Site|None, intervention:Intervention|None, pairs:Pairs, mos
                 ids = torch.cat([ids, logits.argmax(1).cpu().view(len(i), -1)[:, -1:]], 1)
             out += ids.tolist()
     return out
+
+# %% ../nbs/10_intervene.ipynb #3a197f72
+def answer_loss(model, pairs:Pairs, site:Site|None=None, intervention:Intervention|None=None):
+    """Cross-entropy of the right answers, nats a token, with gradients to the model: how facts are taught. With an intervention, on sources that have gradients too, the model is taught to obey it: how facts
+    are planted (interchange intervention training, Geiger et al. 2022)."""
+    change = contextlib.nullcontext()
+    if intervention is not None:
+        where = intervention.read_at(site)
+        read = sites.read(model, _inputs([pairs.prompts[j] for j in pairs.source.tolist()]), where, at={where: pairs.at[pairs.source]}, grad=True)[where]
+        change = intervene(model, {site: intervention}, {site: read}, {site: pairs.at[pairs.base]})
+    with change: logits, ids, _ = _tell(model, *_asked(pairs, torch.arange(len(pairs))), grad=True)
+    return F.cross_entropy(logits, ids)
 
 # %% ../nbs/10_intervene.ipynb #42ba4f3e
 def toy_pairs(toy:ToyFacts, entities, # numbers of entities

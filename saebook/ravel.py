@@ -138,40 +138,43 @@ def ravel_right(model, tokenizer, site, intervention, pairs:Pairs, # with a fram
 def _heard(said, word, attribute): # a long label is cut off where the writing was
     return match_label(said, word, attribute) or len(_bare(said)) > 3 and _bare(word).startswith(_bare(said))
 
-# %% ../nbs/11_ravel.ipynb #496ee7b8
+# %% ../nbs/11_ravel.ipynb #e903b143
 @patch
-def _asked(self:RavelData, per, seed): # some entities of each split for each template, with the right answers
+def questions(self:RavelData, tokenizer,
+              per:int|None=None, # entities asked of each template, in each split; None: all
+              most:int=3,        # tokens of an answer
+              seed:int=0):
+    """What is asked of a model: entity, attribute, template, value, prompt, split (train, val; entity: held-out entities; context: held-out templates; or the name of a further split of entities),
+    word (the right answer), ids, at (the entity's last token), label (ids of the answer)."""
     g, rows = np.random.default_rng(seed), []
     by = {s: e.index.to_numpy() for s, e in self.entities.groupby('split')}
     for t in self.templates.to_dict('records'):
         for s, names in by.items():
             if t['split'] != 'train' and s != 'train': continue
             split = _AS.get(s, s) if t['split'] == 'train' else 'context'
-            for e in g.choice(names, min(per, len(names)), replace=False):
+            for e in g.choice(names, min(per or len(names), len(names)), replace=False):
                 value = self.entities.at[e, t['attribute']]
                 rows.append(dict(entity=e, attribute=t['attribute'], template=t['template'], value=value, prompt=t['template'].replace('%s', e), end=t['template'].index('%s') + len(e), split=split, word=self.answer(value, t['form'])))
-    return pd.DataFrame(rows)
+    q = pd.DataFrame(rows)
+    ids, at = _tokens(tokenizer, q.prompt.tolist(), q.pop('end').tolist())
+    return q.assign(ids=ids, at=at, label=_answers(tokenizer, q.prompt.tolist(), ids, q.word.tolist(), most))
 
 @patch
 def known(self:RavelData, model, tokenizer,
-          per:int=40,    # entities asked of each template, in each split
-          most:int=3,    # tokens of an answer that are looked at
-          seed:int=0, batch:int=256,
+          per:int|None=40, # as for `questions`
+          most:int=3, seed:int=0, batch:int=256,
           answers:str='tokens'): # or 'text': what the model writes, other names of the label included
-    """The prompts that the model answers rightly: entity, attribute, template, value, prompt, split (train, val; entity: held-out entities; context: held-out
-    templates; or the name of a further split of entities), word, ids, at (the entity's last token), label (ids); `.attrs['asked']` has the share known of each attribute and split."""
-    q = self._asked(per, seed)
-    ids, at = _tokens(tokenizer, q.prompt.tolist(), q.end.tolist())
-    q['ids'], q['at'], q['label'] = ids, at, _answers(tokenizer, q.prompt.tolist(), ids, q.word.tolist(), most)
+    "The `questions` that the model answers rightly; `.attrs['asked']` has the share known of each attribute and split."
+    q = self.questions(tokenizer, per, most, seed)
     n = torch.arange(len(q))
-    asked = Pairs(ids, at, n, n, q.label.tolist(), torch.zeros(len(q)))
+    asked = Pairs(q.ids.tolist(), q['at'].tolist(), n, n, q.label.tolist(), torch.zeros(len(q)))
     if one_of('answers', answers, ANSWERS) == 'tokens': ok = iv.right(model, None, None, asked, batch).numpy()
     else:
         said = iv.said(model, None, None, asked, most, batch)
         told = [_least(tokenizer, s, w, a) for s, w, a in zip(said, q.word, q.attribute)]
         ok = np.array([t is not None for t in told])
         q['label'] = [t or l for t, l in zip(told, q.label)]
-    found = q[ok].drop(columns=['end']).reset_index(drop=True)
+    found = q[ok].reset_index(drop=True)
     found.attrs['asked'] = q.assign(known=ok).groupby(['split', 'attribute']).known.mean().unstack()
     if not len(found): raise BadInput(f'the model answers none of the {len(q)} questions rightly: give one that knows these facts')
     return found

@@ -55,9 +55,9 @@ def test_answers_go_on_from_the_prompt(shared):
 def test_names_of_a_label(said, label, attribute, same): assert match_label(said, label, attribute) == same
 
 def test_no_pair_of_the_benchmarks_own_labels_has_an_answer_that_is_right_for_both(shared):
+    from transformers import AutoTokenizer
     d = RavelData.load(shared('data/ravel'))
-    q = d.only(attributes=['Language', 'Latitude', 'Country'])._asked(10, 0)
-    q = q[q.split == 'train'].reset_index(drop=True).assign(ids=[[0]]*len(q[q.split == 'train']), at=0, label=[[1]]*len(q[q.split == 'train']))
+    q = d.only(attributes=['Language', 'Latitude', 'Country']).questions(AutoTokenizer.from_pretrained(shared('models/gpt2-tokenizer')), per=10)
     for a in ('Language', 'Latitude'):
         f = ravel_pairs(q, a, 'train', 200).frame
         value = lambda who: [d.entities.at[e, b] for e, b in zip(f[who], f.attribute)]

@@ -37,10 +37,10 @@ test: $(READY)
 	$(BIN)/python tools/step.py
 	$(call LIMIT,1200) $(BIN)/nbdev_test --n_workers 2 --timing
 	$(MAKE) docs
-	$(call LIMIT,2400) $(BIN)/python -m pytest -q tests
+	$(call LIMIT,2400) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -x -q -m slow tests
+	$(BIN)/python -m pytest -x -q -n 2 --dist loadfile -m slow tests
 	@! grep -qE '#\| ?slow' $(NBS) || $(BIN)/nbdev_test --n_workers 2 --timing --do_print --flags slow
 
 docs: _docs/.built

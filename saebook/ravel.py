@@ -341,10 +341,10 @@ def _judged(self:RavelBenchmark, known, layer, attribute): # the same pairs for 
     pairs = {s: ravel_pairs(known, attribute, s, self.judged) for s in known.split.unique() if s not in ('train', 'val')}
     return {s: (p, iv.source_activations(self.model, p, ravel_site(self.model, layer))) for s, p in pairs.items()}
 
-# %% ../nbs/11_ravel.ipynb #64ad2570
+# %% ../nbs/11_ravel.ipynb #dc345440
 @patch
 def run(self:RavelBenchmark, path, progress:bool=True): # a folder: results.csv, gate.csv, and a folder a cell
-    "All cells, as a data frame. What is there already is not done again. Raises `BadInput`."
+    "All cells, as a data frame; its column `cell` names the folder, below `path`, that `load_intervention` reads. What is there already is not done again. Raises `BadInput`."
     path = out_dir(path)
     known = self.data.known(self.model, self.tokenizer, self.per, self.most, answers=self.answers)
     layers, gate = self._layers(known)
@@ -359,7 +359,7 @@ def run(self:RavelBenchmark, path, progress:bool=True): # a folder: results.csv,
         if not (f/'rows.json').is_file():
             got, m = self._cell(known, method, layer, seed, a, judged(layer, a))
             iv.save_intervention(m, f); write_json(f/'rows.json', dict(about=about, rows=got)) # last: what it speaks of is there
-        rows += read_json(f/'rows.json')['rows']
+        rows += [r | dict(cell=f.name) for r in read_json(f/'rows.json')['rows']]
     frame = pd.DataFrame(rows)
     frame.to_csv(path/'results.csv', index=False)
     return frame

@@ -85,12 +85,12 @@ def _sides(code, names, held): # every class on both sides
         lost = [str(n) for i, n in enumerate(names) if not (code[rows] == i).any()]
         if lost: raise BadInput(f'no row of class {lost[0]!r} is {side}: give more groups that have it, or another seed')
 
-# %% ../nbs/30_probe.ipynb #080a2cdb
+# %% ../nbs/30_probe.ipynb #256978c7
 class _Whiten: # a direction of each singular value that is more than rounding, all of unit variance
     def fit(self, X, y=None):
         self.mean = X.mean(0)
         _, s, V = np.linalg.svd(X - self.mean, full_matrices=False)
-        real = s > s.max()*1e-11 if s.max() > 0 else np.zeros(len(s), bool)
+        real = s > 1e-11*max(s.max(), np.abs(X).max()*math.sqrt(len(X))) # the second: rows that are all the same but for rounding
         self.V = V[real].T/s[real]*math.sqrt(len(X))
         return self
     def transform(self, X): return (X - self.mean) @ self.V
@@ -138,7 +138,7 @@ def _even(code, rows): # numbers of these rows, those of rarer classes several t
     most = max(map(len, of))
     return np.concatenate([np.resize(i, most) for i in of])
 
-# %% ../nbs/30_probe.ipynb #5f70d381
+# %% ../nbs/30_probe.ipynb #6183e50e
 def fit_adversary(X, y, # [rows, d], [rows]
                   kind:str='linear', # one of `ADVERSARIES`
                   groups=None,       # [rows]; None: each row is its own
@@ -161,7 +161,8 @@ def read_out(X, y,             # [rows, d] features; [rows] the concept
              kinds=tuple(ADVERSARIES),
              held=None,        # bool [rows]: who is judged on; None: three groups in ten, at random
              level:float=.95, seed:int=0, n:int=2000, # of the intervals; draws
-             splits:int=1):    # so many random splits, a seed each; a row counts with its mean over those in which it was held out
+             splits:int=1,     # so many random splits, a seed each; a row counts with its mean over those in which it was held out
+             family:int|None=None): # how many readers there are, here and elsewhere; None: these
     """How well each adversary reads the concept from rows it was not fitted on: adversary, accuracy (balanced), low, high, chance, beats, setting. Whoever `beats` chance has it below an interval widened for the number of readers
     (Bonferroni), so that all of them together raise a false alarm no oftener than one would. Raises `BadInput` before anything is fitted."""
     for k in kinds: one_of('adversary', k, ADVERSARIES)
@@ -177,6 +178,6 @@ def read_out(X, y,             # [rows, d] features; [rows] the concept
             hit[h] += np.asarray(a.predict(X[h])) == code[h]; seen[h] += 1; settings.append(a.setting)
         use = seen > 0
         right, truth, whose = hit[use]/seen[use], code[use], groups[use]
-        (low, high), (sure, _) = (metrics.bootstrap(lambda w: balanced_accuracy(right, truth, w), whose, n, l, seed) for l in (level, 1 - (1 - level)/len(kinds)))
+        (low, high), (sure, _) = (metrics.bootstrap(lambda w: balanced_accuracy(right, truth, w), whose, n, l, seed) for l in (level, 1 - (1 - level)/(family or len(kinds))))
         rows.append(dict(adversary=k, accuracy=balanced_accuracy(right, truth), low=low, high=high, chance=1/len(names), beats=sure > 1/len(names), setting=', '.join(dict.fromkeys(map(str, settings)))))
     return pd.DataFrame(rows)

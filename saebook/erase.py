@@ -6,7 +6,7 @@
 __all__ = ['Carried', 'carried', 'Eraser', 'fit_eraser', 'closed_form_eraser', 'random_eraser', 'Certificate', 'certify_features',
            'certify', 'certify_eraser']
 
-# %% ../nbs/40_erase.ipynb #14536bd6
+# %% ../nbs/40_erase.ipynb #52c9ecef
 import math, re
 from dataclasses import dataclass, field
 from html import escape
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from tqdm.auto import tqdm
 
-from . import cache, core, intervene as iv, metrics, probe, sites, views
+from . import core, intervene as iv, metrics, probe, sites, views
 from .core import BadInput, digest, one_of, out_dir, read_json, write_json
 from .intervene import BinaryMask, Featurizer, FixedMask, Intervention, Neurons, Rotation, SAEFeaturizer, Subspace
 from .sae import SAE
@@ -105,7 +105,7 @@ class Eraser:
         for i, s in enumerate(d['sites']): edits.setdefault(Site.from_dict(s), []).append(iv.load_intervention(path/str(i)))
         return cls(edits, d['about'])
 
-# %% ../nbs/40_erase.ipynb #b3b98b30
+# %% ../nbs/40_erase.ipynb #60d6f714
 def _cells(X, e, k): # means over the cells of two labels: [classes of e, classes of k, d]
     flat, n = e*(int(k.max()) + 1) + k, (int(e.max()) + 1)*(int(k.max()) + 1)
     total = torch.zeros(n, X.shape[1], dtype=X.dtype).index_add(0, flat, X)
@@ -125,7 +125,7 @@ def _labels(data, column, n):
     if len(names) < 2: raise BadInput(f'all {n} values of {column!r} are {names[0]!r}: there is nothing to tell apart')
     return torch.from_numpy(code).long(), list(names)
 
-def _learn_mask(c:Carried, mean, e, k, cost, weight, steps, lr, seed, progress): # e, k: numbers of classes; -> the mask, history
+def _learn_mask(c:Carried, mean, e, k, cost, weight, steps, lr, progress): # e, k: numbers of classes; -> the mask, history
     alive = (c.F != 0).any(0)
     mask = BinaryMask(len(mean), init=-1.).double() # nearly nothing is taken out at first
     opt, rows = torch.optim.Adam(mask.parameters(), lr), []
@@ -139,7 +139,7 @@ def _learn_mask(c:Carried, mean, e, k, cost, weight, steps, lr, seed, progress):
         rows.append(dict(step=step, left=left.item(), moved=moved.item(), chosen=int((mask.hard() & alive).sum())))
     return mask.hard() & alive, pd.DataFrame(rows)
 
-# %% ../nbs/40_erase.ipynb #97562e61
+# %% ../nbs/40_erase.ipynb #2fd757fe
 def fit_eraser(model, tokenizer, data:pd.DataFrame, # a row a text: the columns named below
                site:Site, featurizer=None,          # an SAE of this site, a `Featurizer`, or None for neurons
                erase:str='gender', keep:str|None=None, # columns
@@ -147,8 +147,8 @@ def fit_eraser(model, tokenizer, data:pd.DataFrame, # a row a text: the columns 
                cost:float=.3,         # paid for the share of active features taken out
                weight:float=1.,       # of the task's change against the concept's rest
                rest:str='leave',      # or 'leace': what a linear probe still reads after the mask is taken out too, in closed form
-               steps:int=300, lr:float=.05, seed:int=0, progress:bool=True):
-    "An `Eraser` that takes out features of the concept and leaves those of the task. `eraser.about` has how it went. Raises `BadInput` before the model is run."
+               steps:int=300, lr:float=.05, progress:bool=True):
+    "An `Eraser` that takes out features of the concept and leaves those of the task; nothing in it is drawn by chance. `eraser.about` has how it went. Raises `BadInput` before the model is run."
     one_of('rest', rest, ('leave', 'leace'))
     e, names = _labels(data, erase, len(data))
     k, tasks = _labels(data, keep, len(data)) if keep else (torch.zeros(len(data), dtype=torch.long), [''])
@@ -157,22 +157,22 @@ def fit_eraser(model, tokenizer, data:pd.DataFrame, # a row a text: the columns 
     if (counts == 0).any(): i, j = (counts == 0).nonzero()[0].tolist(); raise BadInput(f'no text is both {names[i]!r} and {tasks[j]!r}: what belongs to which cannot be told from these')
     c, mean = carried(model, tokenizer, data[text], site, featurizer, progress=progress)
     f = _featurizer(featurizer, c.X.shape[1])
-    chosen, history = _learn_mask(c, mean, e, k, cost, weight, steps, lr, seed, progress)
+    chosen, history = _learn_mask(c, mean, e, k, cost, weight, steps, lr, progress)
     edits = [Intervention(f, FixedMask(f.n, chosen), 'mean', mean)]
     if rest == 'leace':
         rest_of = c.without(chosen.double(), mean)
         edits.append(_projected(iv.leace_subspace(rest_of, e), rest_of))
-    about = dict(erase=erase, keep=keep, cost=cost, weight=weight, rest=rest, steps=steps, seed=seed, texts=len(data), features=int(chosen.sum()), of=f.n,
+    about = dict(erase=erase, keep=keep, cost=cost, weight=weight, rest=rest, steps=steps, texts=len(data), features=int(chosen.sum()), of=f.n,
                  left=history.left.iloc[-1], moved=history.moved.iloc[-1], groups=sorted(digest(str(g)) for g in set(data[group])))
     return Eraser({site: edits}, about)
 
-# %% ../nbs/40_erase.ipynb #a20edd60
+# %% ../nbs/40_erase.ipynb #255742b6
 def _projected(P, X): return Intervention(P, kind='mean', value=X.double().mean(0) @ P.read.double())
 
 def closed_form_eraser(X:torch.Tensor, y, # [texts, d] pooled activations; [texts] the concept
                        at:Site, method:str='leace', # 'leace', 'difference' or 'inlp'
                        rounds:int=10, seed:int=0):  # of INLP
-    "An `Eraser` of directions: LEACE (Belrose et al. 2023), the span of the class means, or iterated null-space projection (Ravfogel et al. 2020). Fitted in float64."
+    "An `Eraser` of directions: LEACE (Belrose et al. 2023), the span of the class means, or iterated null-space projection (Ravfogel et al. 2020). Fitted in float64; the class means' span is kept in single precision."
     one_of('method', method, ('leace', 'difference', 'inlp'))
     if method == 'leace': return Eraser({at: _projected(iv.leace_subspace(X, y), X)}, dict(method=method, texts=len(X)))
     if method == 'difference': return Eraser({at: _projected(iv.class_means(X, y), X)}, dict(method=method, texts=len(X)))
@@ -192,20 +192,20 @@ def random_eraser(like:Eraser, active, # numbers of features to draw from
     if len(e.mask.chosen) > len(active): raise BadInput(f'{len(e.mask.chosen)} features were to be drawn from {len(active)}: give those that are active')
     return Eraser({like.site: Intervention(e.featurizer, FixedMask(e.featurizer.n, g.choice(active, len(e.mask.chosen), replace=False)), 'mean', e.value)}, dict(method='random', seed=seed))
 
-# %% ../nbs/40_erase.ipynb #47475dd6
+# %% ../nbs/40_erase.ipynb #b0aa7a5b
 @dataclass(repr=False)
 class Certificate:
     "What `certify` found."
-    frame: pd.DataFrame # what ('concept', 'task', 'probe', 'text'), reader, before, after, low, high (of after), chance, beats
+    frame: pd.DataFrame # what ('concept', 'task', 'probe', 'text'), reader, before, after, low, high (of after), chance, beats (concept only)
     about: dict = field(default_factory=dict)
     @property
     def erased(self):
         "Whether no reader beats chance."
-        return not self.frame.beats.fillna(False).astype(bool).any()
+        return not self.frame.beats.any()
     @property
     def winner(self):
         "The reader of the concept with the highest accuracy among those who beat chance; None if nobody does."
-        won = self.frame[self.frame.beats.fillna(False).astype(bool)]
+        won = self.frame[self.frame.beats]
         return None if not len(won) else won.reader[won.after.idxmax()]
     @property
     def verdict(self):
@@ -216,7 +216,7 @@ class Certificate:
         return f'Not erased: {self.winner} reads it with {w.after:.2f} [{w.low:.2f}, {w.high:.2f}], where chance is {w.chance:.2f}.'
     def __repr__(self): return self.verdict
     def _repr_html_(self): return f'<p><b>{escape(self.verdict)}</b></p>' + self._table()
-    def _table(self): return views.table(self.frame.drop(columns='beats').assign(beats=self.frame.beats.map({True: 'beats chance', False: ''}).fillna('')), {c: '{:.3f}' for c in ('before', 'after', 'low', 'high', 'chance')})
+    def _table(self): return views.table(self.frame.assign(beats=np.where(self.frame.beats, 'beats chance', '')), {c: '{:.3f}' for c in ('before', 'after', 'low', 'high', 'chance')})
     def save(self, path): # a folder, made if missing
         "Write `certificate.json` and `certificate.html`. Returns the folder."
         path = out_dir(path)
@@ -224,9 +224,10 @@ class Certificate:
         with core.atomic(path/'certificate.html') as tmp: tmp.write_text(core.html_page('Erasing: the certificate', self._table() + '<p>Accuracies are balanced over classes and counted on held-out groups; intervals (95 %) resample groups. Who beats chance does so after a correction for the number of readers.</p>', lead=f'<p><b>{escape(self.verdict)}</b></p>'), encoding='utf-8')
         return path
 
-# %% ../nbs/40_erase.ipynb #3ce94e1a
-def _rows(what, after, before=None, kinds=None): # frames of `read_out`
-    return [dict(what=what, reader=a.adversary, before=math.nan if before is None else before.accuracy[i], after=a.accuracy, low=a.low, high=a.high, chance=a.chance, beats=bool(a.beats) if what == 'concept' else None) for i, a in enumerate(after.itertuples())]
+# %% ../nbs/40_erase.ipynb #c66f3282
+def _rows(what, after, before=None): # frames of `read_out`
+    was = [math.nan]*len(after) if before is None else before.accuracy
+    return [dict(what=what, reader=a.adversary, before=b, after=a.accuracy, low=a.low, high=a.high, chance=a.chance, beats=what == 'concept' and bool(a.beats)) for a, b in zip(after.itertuples(), was)]
 
 def certify_features(features, concept, keep=None, groups=None, # [rows, d] after erasing; [rows] each
                      before=None,  # [rows, d]: the features as they were
@@ -241,7 +242,7 @@ def certify(what, *args, **kw): # features [rows, d], or a model
     "`certify_features` of features, `certify_eraser` of a model: a `Certificate`."
     return (certify_features if isinstance(what, (np.ndarray, torch.Tensor)) else certify_eraser)(what, *args, **kw)
 
-# %% ../nbs/40_erase.ipynb #d6b8e467
+# %% ../nbs/40_erase.ipynb #b7e916ae
 def _later(model, at): # sites behind `at`, at the end of each block
     m = re.match(re.escape(sites.blocks(model)) + r'\.(\d+)(\.|$)', at.path)
     return [] if m is None else [s for s in (sites.site(model, l) for l in range(int(m[1]), sites.n_layers(model))) if s.path != at.path]
@@ -257,7 +258,7 @@ def _damage(model, tokenizer, texts, eraser, batch=32): # the loss of a text, na
     rows, whose = [], np.arange(len(n))
     for name, b, a in (('loss', was, now), ('KL', None, kl)):
         low, high = metrics.bootstrap(lambda w: (w*a).sum()/(w*n).sum(), whose)
-        rows.append(dict(what='text', reader=name, before=math.nan if b is None else b.sum()/n.sum(), after=a.sum()/n.sum(), low=low, high=high, chance=math.nan, beats=None))
+        rows.append(dict(what='text', reader=name, before=math.nan if b is None else b.sum()/n.sum(), after=a.sum()/n.sum(), low=low, high=high, chance=math.nan, beats=False))
     return rows
 
 def _frozen(X, E, concept, task, groups, seed): # a probe of the task fitted on X, judged on X and on E: all in all, and in its worst cell
@@ -269,7 +270,7 @@ def _frozen(X, E, concept, task, groups, seed): # a probe of the task fitted on 
     rows, one = [], np.ones(len(cells))
     for name, stat in (('fitted before', lambda right, w: np.average(right, weights=w)), ('fitted before, worst cell', worst)):
         low, high = metrics.bootstrap(lambda w: stat(now, w), groups[held])
-        rows.append(dict(what='probe', reader=name, before=stat(was, one), after=stat(now, one), low=low, high=high, chance=math.nan, beats=None))
+        rows.append(dict(what='probe', reader=name, before=stat(was, one), after=stat(now, one), low=low, high=high, chance=math.nan, beats=False))
     return rows
 
 # %% ../nbs/40_erase.ipynb #de9d4dfe

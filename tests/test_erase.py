@@ -39,7 +39,7 @@ def known(n=400, d=24, seed=0): # rows whose features are known: 4 of gender, 4 
 def test_a_mask_finds_the_features_of_the_concept_where_they_are_known_and_of_the_task_if_asked_the_other_way():
     c, mean, e, k = known()
     for concept, task, truth in ((e, k, set(range(4))), (k, e, set(range(4, 8)))):
-        mask, _ = erase._learn_mask(c, mean, concept, task, .05, 1., 300, .05, 0, False)
+        mask, _ = erase._learn_mask(c, mean, concept, task, .05, 1., 300, .05, False)
         got = set(mask.nonzero()[:, 0].tolist())
         assert len(got & truth)/len(got) >= .8 and len(got & truth)/len(truth) >= .8, got
 
@@ -47,7 +47,7 @@ def test_a_confounded_table_is_no_trouble_while_every_cell_has_a_text():
     c, mean, e, k = known(1200)
     use = (e == k) | (torch.rand(1200, generator=torch.Generator().manual_seed(1)) < .1)
     part = erase.Carried(c.X[use], c.F[use], c.s[use], c.W)
-    mask, _ = erase._learn_mask(part, mean, e[use], k[use], .05, 1., 300, .05, 0, False)
+    mask, _ = erase._learn_mask(part, mean, e[use], k[use], .05, 1., 300, .05, False)
     assert set(mask.nonzero()[:, 0].tolist()) == set(range(4))
 
 def test_what_was_never_active_stays(lm, bios, at):

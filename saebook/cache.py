@@ -57,7 +57,7 @@ class Contexts:
         "Row and position of every token in use, in reading order: two tensors [tokens]."
         return self.use.nonzero(as_tuple=True)
 
-# %% ../nbs/07_cache.ipynb #e85237df
+# %% ../nbs/07_cache.ipynb #68604f41
 def _prefix(tokenizer): # the ids a tokenizer puts in front of any text
     bare, full = (tokenizer('a', add_special_tokens=s)['input_ids'] for s in (False, True))
     i = next((i for i in range(len(full)) if full[i:i+len(bare)] == bare), 0)
@@ -81,7 +81,7 @@ def contexts(tokenizer,
     seq = max(len(r) for _, r in rows)
     out, mask = torch.full((len(rows), seq), next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)), torch.zeros(len(rows), seq, dtype=torch.long)
     for j, (_, r) in enumerate(rows): out[j, :len(r)] = torch.tensor(r); mask[j, :len(r)] = 1
-    special = torch.isin(out, torch.tensor(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}), dtype=torch.long))
+    special = torch.isin(out, sites.special_ids(tokenizer))
     use = (mask > 0) & ~special
     use[:, 0] = False # with or without a special token there
     return Contexts(out, mask, use, np.array([groups[g] for g, _ in rows]))

@@ -6,7 +6,7 @@
 __all__ = ['Carried', 'carried', 'Eraser', 'fit_eraser', 'closed_form_eraser', 'random_eraser', 'Certificate', 'certify_features',
            'certify', 'certify_eraser']
 
-# %% ../nbs/40_erase.ipynb #52c9ecef
+# %% ../nbs/40_erase.ipynb #030f296e
 import math, re
 from dataclasses import dataclass, field
 from html import escape
@@ -17,25 +17,18 @@ from tqdm.auto import tqdm
 
 from . import core, intervene as iv, metrics, probe, sites, views
 from .core import BadInput, digest, one_of, out_dir, read_json, write_json
-from .intervene import BinaryMask, Featurizer, FixedMask, Intervention, Neurons, Rotation, SAEFeaturizer, Subspace
+from .intervene import BinaryMask, Featurizer, FixedMask, Intervention, Neurons, SAEFeaturizer, Subspace
 from .sae import SAE
 from .sites import Site
 
-# %% ../nbs/40_erase.ipynb #2fcbeb3e
-def _carried(f, h): # what features carry at activations h [rows, d]: amounts [rows, n] and units [rows], along directions [n, d]
-    if isinstance(f, Neurons): return h, torch.ones(len(h)), torch.eye(f.d)
-    if isinstance(f, Rotation): return f.encode(h), torch.ones(len(h)), f.directions.detach().T
-    if isinstance(f, Subspace): return f.encode(h), torch.ones(len(h)), f.write
-    sae = f.sae
-    units = torch.ones(len(h)) if sae.normalize == 'none' else sae._units(sae._raw(h))[2].view(-1)
-    return f.encode(h), units, sae.W_dec.detach()
-
+# %% ../nbs/40_erase.ipynb #1a3a7200
 def _featurizer(f, d): # an SAE is taken as it is, None as neurons
     if f is None: return Neurons(d)
     if isinstance(f, SAE): f = SAEFeaturizer(f)
     if not isinstance(f, Featurizer): raise BadInput(f'a {type(f).__name__} was given as featurizer: give an SAE, a Featurizer, or None for neurons')
     if f.reads or not f.error and not isinstance(f, Neurons): raise BadInput('features that are read elsewhere, or that leave out what they do not express, were given: give an SAE of this very site, its error kept')
     if f.d != d: raise BadInput(f'features of width {f.d} were given for a site of width {d}: give those of this site')
+    if f.written() is None: raise BadInput(f'a {type(f).__name__} was given, whose features add what depends on the others: give features with directions of their own')
     return f
 
 @dataclass
@@ -51,18 +44,16 @@ class Carried:
 def carried(model, tokenizer, texts, at:Site, featurizer=None, # an SAE, a `Featurizer`, or None for neurons
             batch:int=32, length:int=256, progress:bool=True):
     "`Carried` of texts, mean over their tokens, and the features' mean amounts over them [n]. Padding and special tokens do not count."
-    f, out, special = _featurizer(featurizer, sites.width(model, at)), [], torch.tensor(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}), dtype=torch.long)
-    W, texts = None, list(texts)
-    for i in tqdm(range(0, len(texts), batch), disable=not progress, desc='read', leave=False):
-        x = sites.tokenize(tokenizer, texts[i:i + batch], side='right', max_length=length)
-        use, h = x['attention_mask'].bool() & ~torch.isin(x['input_ids'], special), sites.read(model, x, at)[at].float().cpu()
-        for row, keep in zip(h, use): # a text at a time: features are many
-            if not keep.any(): raise BadInput(f'text {len(out)} has no token in use: leave it out')
-            a, s, W = _carried(f, row[keep])
-            out.append((row[keep].double().mean(0), (a.double()*s[:, None].double()).mean(0), s.double().mean(), a.double().mean(0)))
-    X, F, s, a = (torch.stack(t) for t in zip(*out))
+    f, texts = _featurizer(featurizer, sites.width(model, at)), list(texts)
+    X, F, s, a = torch.empty(len(texts), f.d).double(), torch.empty(len(texts), f.n).double(), torch.empty(len(texts)).double(), torch.zeros(f.n).double()
+    for rows, use, read in probe._read(model, tokenizer, texts, at, batch, length, progress):
+        for i, h, keep in zip(rows, read[at].float().cpu(), use): # a text at a time: features are many
+            if not keep.any(): raise BadInput(f'text {i} has no token in use: leave it out')
+            h = h[keep]; amounts, units = f.encode(h).double(), torch.as_tensor(f.units(h)).double().expand(len(h), 1)
+            X[i], F[i], s[i] = h.double().mean(0), (amounts*units).mean(0), units.mean()
+            a += amounts.mean(0)/len(texts)
     if not torch.isfinite(X).all(): raise BadInput(f'the activations at {at} hold NaN or infinity: load the model in float32')
-    return Carried(X, F, s, W.double()), a.mean(0)
+    return Carried(X, F, s, f.written().detach().double()), a
 
 # %% ../nbs/40_erase.ipynb #97469026
 class Eraser:
@@ -105,7 +96,7 @@ class Eraser:
         for i, s in enumerate(d['sites']): edits.setdefault(Site.from_dict(s), []).append(iv.load_intervention(path/str(i)))
         return cls(edits, d['about'])
 
-# %% ../nbs/40_erase.ipynb #60d6f714
+# %% ../nbs/40_erase.ipynb #ebbf6d17
 def _cells(X, e, k): # means over the cells of two labels: [classes of e, classes of k, d]
     flat, n = e*(int(k.max()) + 1) + k, (int(e.max()) + 1)*(int(k.max()) + 1)
     total = torch.zeros(n, X.shape[1], dtype=X.dtype).index_add(0, flat, X)
@@ -118,8 +109,9 @@ def _effects(M): # of the concept [classes, d], of the task [classes, d]
 def _has(data, column):
     if column not in data: raise BadInput(f"there is no column {column!r}: the table has {', '.join(map(str, data.columns))}")
 
-def _labels(data, column, n):
+def _labels(data, column):
     _has(data, column)
+    n = len(data)
     if data[column].isna().any(): raise BadInput(f'{int(data[column].isna().sum())} of {n} values of {column!r} are missing: leave out those rows')
     code, names = pd.factorize(data[column], sort=True)
     if len(names) < 2: raise BadInput(f'all {n} values of {column!r} are {names[0]!r}: there is nothing to tell apart')
@@ -139,7 +131,7 @@ def _learn_mask(c:Carried, mean, e, k, cost, weight, steps, lr, progress): # e, 
         rows.append(dict(step=step, left=left.item(), moved=moved.item(), chosen=int((mask.hard() & alive).sum())))
     return mask.hard() & alive, pd.DataFrame(rows)
 
-# %% ../nbs/40_erase.ipynb #2fd757fe
+# %% ../nbs/40_erase.ipynb #e2038d3e
 def fit_eraser(model, tokenizer, data:pd.DataFrame, # a row a text: the columns named below
                site:Site, featurizer=None,          # an SAE of this site, a `Featurizer`, or None for neurons
                erase:str='gender', keep:str|None=None, # columns
@@ -150,8 +142,8 @@ def fit_eraser(model, tokenizer, data:pd.DataFrame, # a row a text: the columns 
                steps:int=300, lr:float=.05, progress:bool=True):
     "An `Eraser` that takes out features of the concept and leaves those of the task; nothing in it is drawn by chance. `eraser.about` has how it went. Raises `BadInput` before the model is run."
     one_of('rest', rest, ('leave', 'leace'))
-    e, names = _labels(data, erase, len(data))
-    k, tasks = _labels(data, keep, len(data)) if keep else (torch.zeros(len(data), dtype=torch.long), [''])
+    e, names = _labels(data, erase)
+    k, tasks = _labels(data, keep) if keep else (torch.zeros(len(data), dtype=torch.long), [''])
     for c in (text, group): _has(data, c)
     counts = torch.bincount(e*len(tasks) + k, minlength=len(names)*len(tasks)).view(len(names), -1)
     if (counts == 0).any(): i, j = (counts == 0).nonzero()[0].tolist(); raise BadInput(f'no text is both {names[i]!r} and {tasks[j]!r}: what belongs to which cannot be told from these')
@@ -166,7 +158,7 @@ def fit_eraser(model, tokenizer, data:pd.DataFrame, # a row a text: the columns 
                  left=history.left.iloc[-1], moved=history.moved.iloc[-1], groups=sorted(digest(str(g)) for g in set(data[group])))
     return Eraser({site: edits}, about)
 
-# %% ../nbs/40_erase.ipynb #255742b6
+# %% ../nbs/40_erase.ipynb #0b2cd052
 def _projected(P, X): return Intervention(P, kind='mean', value=X.double().mean(0) @ P.read.double())
 
 def closed_form_eraser(X:torch.Tensor, y, # [texts, d] pooled activations; [texts] the concept
@@ -174,8 +166,7 @@ def closed_form_eraser(X:torch.Tensor, y, # [texts, d] pooled activations; [text
                        rounds:int=10, seed:int=0):  # of INLP
     "An `Eraser` of directions: LEACE (Belrose et al. 2023), the span of the class means, or iterated null-space projection (Ravfogel et al. 2020). Fitted in float64; the class means' span is kept in single precision."
     one_of('method', method, ('leace', 'difference', 'inlp'))
-    if method == 'leace': return Eraser({at: _projected(iv.leace_subspace(X, y), X)}, dict(method=method, texts=len(X)))
-    if method == 'difference': return Eraser({at: _projected(iv.class_means(X, y), X)}, dict(method=method, texts=len(X)))
+    if method != 'inlp': return Eraser({at: _projected(dict(leace=iv.leace_subspace, difference=iv.class_means)[method](X, y), X)}, dict(method=method, texts=len(X)))
     from sklearn.linear_model import LogisticRegression
     Z, found = X.double() - X.double().mean(0), torch.zeros(X.shape[1], 0, dtype=torch.float64)
     for _ in range(min(rounds, X.shape[1] - 1)):
@@ -273,14 +264,14 @@ def _frozen(X, E, concept, task, groups, seed): # a probe of the task fitted on 
         rows.append(dict(what='probe', reader=name, before=stat(was, one), after=stat(now, one), low=low, high=high, chance=math.nan, beats=False))
     return rows
 
-# %% ../nbs/40_erase.ipynb #de9d4dfe
+# %% ../nbs/40_erase.ipynb #f6bc7937
 def certify_eraser(model, tokenizer, data:pd.DataFrame, # texts of groups that the eraser has not met
                    eraser:Eraser, erase:str='gender', keep:str|None=None, text:str='text', group:str='group', # columns
                    ordinary=(), # texts that have nothing to do with it
                    kinds=tuple(probe.ADVERSARIES), splits:int=3, seed:int=0):
     "A `Certificate` of an eraser in its model. Raises `BadInput` before the model is run: for labels that cannot be told apart, and for groups that the eraser was fitted on."
     for c in (text, group): _has(data, c)
-    for c in (erase, keep) if keep else (erase,): _labels(data, c, len(data))
+    for c in (erase, keep) if keep else (erase,): _labels(data, c)
     met = {digest(str(g)) for g in set(data[group])} & set(eraser.about.get('groups', []))
     if met: raise BadInput(f'the eraser was fitted on {len(met)} of the {data[group].nunique()} groups it is to be judged on: give others')
     at, concept, groups = list(eraser.edits)[-1], data[erase].to_numpy(), data[group].to_numpy()

@@ -43,7 +43,7 @@ class ToyFacts(nn.Module):
         "The directions that hold an attribute: [d, values]."
         return self.rotation[attribute*self.values:(attribute + 1)*self.values].T
 
-# %% ../nbs/10_intervene.ipynb #760a7cc5
+# %% ../nbs/10_intervene.ipynb #f6082441
 class Featurizer(nn.Module):
     "Coordinates of activations (..., d): `encode` gives features (..., n), `decode` the activation they stand for, `difference` what a change of features changes."
     error = True  # what the features leave out stays in the activation
@@ -51,9 +51,12 @@ class Featurizer(nn.Module):
     def __init__(self, d, n): super().__init__(); self.d, self.n = d, n
     def encode(self, h): "Features (..., n) of activations (..., d)."; raise NotImplementedError
     def decode(self, f, x=None): "The activations (..., d) that features stand for; x: what was encoded, where it takes that."; raise NotImplementedError
+    def written(self): "What one unit of each feature adds to the activation: [n, d]; None where that depends on the other features."; return None
+    def units(self, x): "How large that unit is where x (..., d) was encoded: 1, or (..., 1)."; return 1.
     def difference(self, new, old, x=None): # features (..., n) twice; x (..., d): what was encoded
         "What the activation gains when features `old` become `new`: (..., d)."
-        return self.decode(new, x) - self.decode(old, x)
+        W = self.written()
+        return self.decode(new, x) - self.decode(old, x) if W is None else (new - old).to(W.dtype) @ W * self.units(x)
     def _config(self): return dict(d=self.d)
     def extra_repr(self): return f'd={self.d}, n={self.n}'
 
@@ -61,6 +64,8 @@ class Neurons(Featurizer):
     "The coordinates as they are."
     error = False # nothing is left out
     def __init__(self, d:int): super().__init__(d, d)
+    def written(self): return torch.eye(self.d)
+    def difference(self, new, old, x=None): return new - old
     def encode(self, h):
         "The activation itself."
         return h
@@ -68,7 +73,7 @@ class Neurons(Featurizer):
         "The activation itself."
         return f
 
-# %% ../nbs/10_intervene.ipynb #2feb365b
+# %% ../nbs/10_intervene.ipynb #2dae045f
 class Subspace(Featurizer):
     "n fixed directions: features `h @ read`, and a change of them goes along the rows of `write`."
     def __init__(self, read:torch.Tensor,            # [d, n], in the precision to compute in
@@ -83,10 +88,10 @@ class Subspace(Featurizer):
     def decode(self, f, x=None):
         "The sum of the directions, so often each."
         return f @ self.write
-    def difference(self, new, old, x=None): return (new - old) @ self.write
+    def written(self): return self.write
     def _config(self): return dict(d=self.d, n=self.n)
 
-# %% ../nbs/10_intervene.ipynb #ee0bacd5
+# %% ../nbs/10_intervene.ipynb #a37d5677
 class Rotation(Featurizer):
     "n orthonormal directions that are learnt (DAS, Geiger et al. 2024); with n < d the low-rank form, in which everything else stays untouched."
     def __init__(self, d:int, n:int|None=None, # None: d
@@ -105,10 +110,10 @@ class Rotation(Featurizer):
     def decode(self, f, x=None):
         "The sum of the directions, so often each."
         return f @ self.turn.weight.T
-    def difference(self, new, old, x=None): return (new - old) @ self.turn.weight.T
+    def written(self): return self.turn.weight.T
     def _config(self): return dict(d=self.d, n=self.n)
 
-# %% ../nbs/10_intervene.ipynb #3fc2a43c
+# %% ../nbs/10_intervene.ipynb #7bbaf336
 class SAEFeaturizer(Featurizer):
     "The features of an SAE or transcoder, which is held fixed: the SAE given is put into evaluation mode and asks for no gradients any more."
     def __init__(self, sae:SAE,
@@ -123,9 +128,8 @@ class SAEFeaturizer(Featurizer):
     def decode(self, f, x=None):
         "The reconstruction; of a transcoder, the output it stands for."
         return self.sae.decode(f, x)
-    def difference(self, new, old, x=None):
-        d = (new - old).to(self.sae.W_dec.dtype) @ self.sae.W_dec # the biases cancel, and so does a skip
-        return d if isinstance(self.sae, Transcoder) or self.sae.normalize == 'none' else d*self.sae._units(self.sae._raw(x))[2].view(*x.shape[:-1], 1)
+    def written(self): return self.sae.W_dec # in a difference the biases cancel, and so does a skip
+    def units(self, x): return 1. if isinstance(self.sae, Transcoder) or self.sae.normalize == 'none' else self.sae._units(self.sae._raw(x))[2].view(*x.shape[:-1], 1)
     def _config(self): return dict(error=self.error)
 
 # %% ../nbs/10_intervene.ipynb #067b1310

@@ -32,23 +32,24 @@ def pool(h:torch.Tensor,     # [batch, seq, d]
     total = h.masked_fill(~m, 0).sum(1)
     return total if how == 'sum' else total/m.sum(1)
 
-# %% ../nbs/30_probe.ipynb #5a51534e
+# %% ../nbs/30_probe.ipynb #627f8445
+@torch.no_grad()
+def _read(model, tokenizer, texts, at, batch, length, progress): # yields numbers of texts, their tokens in use [rows, seq], {site: activations [rows, seq, d]}; texts of a length together
+    order, special = np.argsort([len(t) for t in texts], kind='stable'), sites.special_ids(tokenizer)
+    for i in tqdm(range(0, len(texts), batch), disable=not progress, desc='read', leave=False):
+        x = sites.tokenize(tokenizer, [texts[j] for j in order[i:i + batch]], side='right', max_length=length)
+        yield order[i:i + batch], x['attention_mask'].bool() & ~torch.isin(x['input_ids'], special), sites.read(model, x, at)
+
 def pooled(model, tokenizer, texts, at, # a Site or several
            how:str='mean',  # one of `POOLS`
            batch:int=64, length:int=256, # tokens; the rest of a text is cut off
            progress:bool=True):
     "Activations pooled over each text, float32 on the CPU: [texts, d]; a dict of them if several sites were given. Padding and special tokens do not count. What is done to the model around the call is done here too."
-    texts, todo = list(texts), [at] if isinstance(at, Site) else list(at)
-    order = np.argsort([len(t) for t in texts], kind='stable') # texts of a length together
-    special, out = torch.tensor(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}), dtype=torch.long), {}
-    with torch.no_grad():
-        for i in tqdm(range(0, len(texts), batch), disable=not progress, desc='read', leave=False):
-            rows = order[i:i + batch]
-            x = sites.tokenize(tokenizer, [texts[j] for j in rows], side='right', max_length=length)
-            use = x['attention_mask'].bool() & ~torch.isin(x['input_ids'], special)
-            for s, h in sites.read(model, x, todo).items():
-                if s not in out: out[s] = torch.empty(len(texts), h.shape[-1])
-                out[s][rows] = pool(h, use, how).float().cpu()
+    texts, out = list(texts), {}
+    for rows, use, read in _read(model, tokenizer, texts, at, batch, length, progress):
+        for s, h in read.items():
+            if s not in out: out[s] = torch.empty(len(texts), h.shape[-1])
+            out[s][rows] = pool(h, use, how).float().cpu()
     for s, h in out.items():
         if not torch.isfinite(h).all(): raise BadInput(f'{int((~torch.isfinite(h)).any(1).sum())} of {len(h)} texts have NaN or infinity at {s}: load the model in float32')
     return out[at] if isinstance(at, Site) else out
@@ -85,7 +86,7 @@ def _sides(code, names, held): # every class on both sides
         lost = [str(n) for i, n in enumerate(names) if not (code[rows] == i).any()]
         if lost: raise BadInput(f'no row of class {lost[0]!r} is {side}: give more groups that have it, or another seed')
 
-# %% ../nbs/30_probe.ipynb #256978c7
+# %% ../nbs/30_probe.ipynb #49b87fdc
 class _Whiten: # a direction of each singular value that is more than rounding, all of unit variance
     def fit(self, X, y=None):
         self.mean = X.mean(0)
@@ -96,24 +97,22 @@ class _Whiten: # a direction of each singular value that is more than rounding, 
     def transform(self, X): return (X - self.mean) @ self.V
     def fit_transform(self, X, y=None): return self.fit(X).transform(X)
 
+def _scaled(reader, whiten=False): # an estimator of scikit-learn
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    return make_pipeline(_Whiten() if whiten else StandardScaler(), reader)
+
 def _linear(seed, C, whiten):
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    return make_pipeline(_Whiten() if whiten else StandardScaler(), LogisticRegression(C=C, max_iter=500, random_state=seed))
-
-def _scaled(cls, **kw): # of scikit-learn
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    return make_pipeline(StandardScaler(), cls(**kw))
+    return _scaled(LogisticRegression(C=C, max_iter=500, random_state=seed), whiten)
 
 def _mlp(seed, alpha):
     from sklearn.neural_network import MLPClassifier
-    return _scaled(MLPClassifier, hidden_layer_sizes=(64,), alpha=alpha, learning_rate_init=3e-3, max_iter=200, random_state=seed)
+    return _scaled(MLPClassifier(hidden_layer_sizes=(64,), alpha=alpha, learning_rate_init=3e-3, max_iter=200, random_state=seed))
 
 def _knn(seed, k):
     from sklearn.neighbors import KNeighborsClassifier
-    return _scaled(KNeighborsClassifier, n_neighbors=k)
+    return _scaled(KNeighborsClassifier(n_neighbors=k))
 
 def _trees(seed, depth):
     from sklearn.ensemble import HistGradientBoostingClassifier

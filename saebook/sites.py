@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Site', 'unwrap', 'module_at', 'blocks', 'n_layers', 'site', 'take', 'put', 'prepare', 'forward', 'frozen', 'read',
-           'width', 'patch', 'padded', 'tokenize', 'load_model']
+           'width', 'patch', 'padded', 'special_ids', 'tokenize', 'load_model']
 
 # %% ../nbs/01_sites.ipynb #1a1f5eaa
 import contextlib, copy, difflib, functools, inspect, operator, re
@@ -378,12 +378,16 @@ def patch(model,       # a module, a Hugging Face model, or an nnsight model aro
     model = unwrap(model)
     with _hooks(model, {s: functools.partial(_edit, s, fn) for s, fn in edits.items()}, at): yield model
 
-# %% ../nbs/01_sites.ipynb #551de78e
+# %% ../nbs/01_sites.ipynb #740fd0b9
 def padded(rows, side:str='left', fill=0): # lists of numbers; side: of the padding
     "Rows of any lengths as one tensor [rows, longest]."
     one_of('padding side', side, ('left', 'right'))
     n = max(map(len, rows))
     return torch.tensor([[fill]*(n - len(r)) + list(r) if side == 'left' else list(r) + [fill]*(n - len(r)) for r in rows])
+
+def special_ids(tokenizer):
+    "The ids that stand for no text, in order: a 1-d tensor. An unknown word is text."
+    return torch.tensor(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}), dtype=torch.long)
 
 def tokenize(tokenizer,   # a Hugging Face tokenizer
              texts,       # a text or several

@@ -6,12 +6,13 @@
 __all__ = ['HEAT_CSS', 'CARD_CSS', 'GREY', 'BLUE', 'ORANGE', 'token_texts', 'heat', 'Html', 'strongest', 'examples',
            'feature_card', 'svg', 'plot_history', 'plot_firing', 'bars', 'table']
 
-# %% ../nbs/09_views.ipynb #a66e4c18
+# %% ../nbs/09_views.ipynb #e40d0f01
 import io, re
 from dataclasses import dataclass
 
 import numpy as np, pandas as pd, torch
 
+from . import sites
 from .cache import Contexts
 from .codes import SparseCode
 from .core import BadInput, esc
@@ -74,10 +75,10 @@ def strongest(code:SparseCode, # [tokens], the tokens in use of `ctx`, in readin
         if len(rows) == n: break
     return pd.DataFrame(rows, columns=['token', 'row', 'position', 'value', 'document'])
 
-# %% ../nbs/09_views.ipynb #0d4183fa
+# %% ../nbs/09_views.ipynb #bc0ae80d
 def _pieces(ctx, tokenizer, row): # the text of each token of a row; special tokens have none
     ids = ctx.input_ids[row, :int(ctx.attention_mask[row].sum())].tolist()
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    special = set(sites.special_ids(tokenizer).tolist())
     return ['' if i in special else p for p, i in zip(token_texts(tokenizer, ids), ids)]
 
 def _window(lengths, at, around): # tokens around number `at`, about so many characters on each side

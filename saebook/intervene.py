@@ -132,7 +132,7 @@ class SAEFeaturizer(Featurizer):
     def units(self, x): return 1. if isinstance(self.sae, Transcoder) or self.sae.normalize == 'none' else self.sae._units(self.sae._raw(x))[2].view(*x.shape[:-1], 1)
     def _config(self): return dict(error=self.error)
 
-# %% ../nbs/10_intervene.ipynb #067b1310
+# %% ../nbs/10_intervene.ipynb #566eafe6
 def _rows(X, y=None):
     if X.ndim != 2 or len(X) < 2 or not torch.isfinite(X).all(): raise BadInput(f'activations of shape {list(X.shape)}, or with NaN, were given: give finite ones [rows, d], at least two')
     if y is not None and len(y) != len(X): raise BadInput(f'{len(y)} labels were given for {len(X)} activations: give one for each')
@@ -169,12 +169,14 @@ def class_means(X:torch.Tensor, # [rows, d]
     return Subspace(V[:_k(most if k is None else k, most, f'the means of {len(means)} classes differ in {most}')].T.float())
 
 def leace_subspace(X:torch.Tensor, # [rows, d]
-                   y):             # [rows] labels
-    "What LEACE (Belrose et al. 2023, theorem 4.2) takes out, as a featurizer: the oblique projection of least change after which no linear probe does better than a constant. Computed, kept and applied in float64."
+                   y,              # [rows] labels
+                   cov=None):      # [d, d]: the change is least as this sees it; None: the covariance of X
+    """What LEACE (Belrose et al. 2023, theorem 4.2) takes out, as a featurizer: the oblique projection of least change after which no linear probe does better than a constant. Computed, kept and applied in float64. Where X are means over texts,
+    the covariance of single tokens is the one to be gentle with: it is tokens that are changed."""
     X = _rows(X, y)
     X = X - X.mean(0)
     Z = F.one_hot(_means(X, y)[1]).double()
-    values, V = torch.linalg.eigh(X.T @ X/len(X))
+    values, V = torch.linalg.eigh(X.T @ X/len(X) if cov is None else cov.double())
     real = values > values.max()*1e-10 # directions in which nothing varies are no part of it
     white, colour = V[:, real]/values[real].sqrt(), V[:, real]*values[real].sqrt()
     U, s, _ = torch.linalg.svd(white.T @ (X.T @ (Z - Z.mean(0))/len(X)), full_matrices=False)

@@ -62,11 +62,13 @@ def _stacked(rows, S, W, at): # S: sums over tokens of them [d], of their produc
     total, products, n = S
     return Carried(X, torch.stack(R), torch.stack([f.float() for f in F]), torch.stack(s).view(-1), W.detach().cpu().double(), level, products/n - torch.outer(total, total)/n**2)
 
-# %% ../nbs/40_erase.ipynb #251235f5
+# %% ../nbs/40_erase.ipynb #0ce6936c
 @torch.no_grad()
 def carried(model, tokenizer, texts, at:Site, featurizer=None, # an SAE, a `Featurizer`, or None for neurons
+            pool:str='mean', # over a text's tokens; or 'last', its last one
             batch:int=32, length:int=256, progress:bool=True):
-    "`Carried` of texts, mean over their tokens. Padding and special tokens do not count."
+    "`Carried` of texts. Padding and special tokens do not count."
+    one_of('pooling', pool, ('mean', 'last'))
     f, texts = _featurizer(featurizer, sites.width(model, at)), list(texts)
     out, W, S = [None]*len(texts), f.written(), [0, 0, 0]
     for rows, use, read in probe._read(model, tokenizer, texts, at, batch, length, progress):
@@ -74,7 +76,7 @@ def carried(model, tokenizer, texts, at:Site, featurizer=None, # an SAE, a `Feat
         S = [a + b for a, b in zip(S, (h.sum(0), h.T @ h, len(h)))]
         for i, h, keep in zip(rows, read[at], use): # a text at a time: features are many
             if not keep.any(): raise BadInput(f'text {i} has no token in use: leave it out')
-            out[i] = [t.double().mean(0).cpu() for t in _carry(f, W, h[keep.to(h.device)])]
+            out[i] = [t.double().mean(0).cpu() for t in _carry(f, W, h[keep.to(h.device)][-1 if pool == 'last' else 0:])]
     return _stacked(out, S, W, at)
 
 @torch.no_grad()
@@ -95,7 +97,7 @@ def reconstruction_gate(c:Carried, y, groups=None, seed:int=0): # [rows] labels;
     p = probe.fit_adversary(c.X[~held], code[~held], 'linear', groups[~held], seed)
     return tuple(probe.balanced_accuracy(p.classes[p.predict(h[held].numpy())] == code[held], code[held]) for h in (c.X, c.R))
 
-# %% ../nbs/40_erase.ipynb #97469026
+# %% ../nbs/40_erase.ipynb #0d9ae32d
 class Eraser:
     "Interventions that take something out of a model: `{site: [Intervention, ...]}`, one after the other at each site."
     def __init__(self, edits:dict, about:dict|None=None): # about: how it was made; plain values only
@@ -111,12 +113,17 @@ class Eraser:
     def features(self):
         "{site: the features of its first intervention that are taken out}."
         return {s: es[0].mask.chosen for s, es in self.edits.items()}
+    def _to(self, device):
+        for edits in self.edits.values():
+            for e in edits: e.to(device)
     def attach(self, model):
-        "A context in which `model` computes without the concept."
+        "A context in which `model` computes without the concept. The eraser moves to where the model is."
+        self._to(next((p.device for p in sites.unwrap(model).parameters()), 'cpu'))
         return iv.intervene(model, self.edits)
     @torch.no_grad()
     def __call__(self, h, at:Site|None=None): # activations (..., d); at which of its sites they were read
         "The activations, erased."
+        self._to(h.device)
         for e in self.edits[self.site if at is None else at]: h = e(h)
         return h
     def __repr__(self): return f"Eraser: {', '.join(f'{sum(len(e.mask.chosen) for e in es)} features at {s}' for s, es in self.edits.items())}"
@@ -136,7 +143,7 @@ class Eraser:
         for i, s in enumerate(d['sites']): edits.setdefault(Site.from_dict(s), []).append(iv.load_intervention(path/str(i)))
         return cls(edits, d['about'])
 
-# %% ../nbs/40_erase.ipynb #d6477cef
+# %% ../nbs/40_erase.ipynb #cfc810a2
 def _contrasts(e, k): # numbers of classes [rows], k -1 where a row has no task -> weights [classes, rows]: summed up with them, rows give what each class differs by from the mean of classes; of e, of k
     cells, cell = torch.unique(torch.stack([e, k]), dim=1, return_inverse=True)
     M = torch.zeros(cells.shape[1], len(e), dtype=torch.float64)
@@ -150,9 +157,10 @@ def _learnt_adversary(c, X, e, k): # directions [d, classes] along which masked 
     means = torch.zeros(int(cell.max()) + 1, X.shape[1], dtype=X.dtype).index_add(0, cell, X)/torch.bincount(cell)[:, None]
     Z = X - means[cell]
     S = Z.T @ Z/len(Z)
-    return torch.linalg.solve(S + 1e-4*S.trace()/len(S)*torch.eye(len(S), dtype=S.dtype), (_contrasts(e, k)[0] @ X).T)
+    ridge = 1e-4*S.trace()/len(S) if S.any() else 1. # a row a cell: nothing varies within
+    return torch.linalg.solve(S + ridge*torch.eye(len(S), dtype=S.dtype), (_contrasts(e, k)[0] @ X).T)
 
-# %% ../nbs/40_erase.ipynb #a96b1178
+# %% ../nbs/40_erase.ipynb #3a218678
 def _learn_mask(c:Carried, e, k, turn=None, # numbers of classes; a `Rotation` to learn with the mask
                 cost=1., weight=1., adversaries=0, steps=300, lr=.05, progress=False): # -> the mask, history
     A, B = _contrasts(e, k)
@@ -160,6 +168,8 @@ def _learn_mask(c:Carried, e, k, turn=None, # numbers of classes; a `Rotation` t
     X = both @ c.X                                                # [classes, d]
     P = torch.cat([both @ f.double() for f in c.F.split(4096, 1)], 1) - (both @ c.s)[:, None]*c.level # [classes, n]: what features carry of it
     alive = c.alive if turn is None else torch.ones(n, dtype=torch.bool)
+    if not alive.any(): raise BadInput('none of the features is active on any row: give a dictionary of these activations')
+    if not X[:len(A)].abs().max() > 1e-12*c.X.abs().max(): raise BadInput("the concept's means are equal: there is nothing that a mask could take out")
     per = cost/(alive.sum() if turn is None else turn.d)
     mask, bag, rows = BinaryMask(n, init=-1.).double(), [], []    # nearly nothing is taken out at first
     opt = torch.optim.Adam([*mask.parameters(), *([] if turn is None else turn.parameters())], lr)
@@ -184,7 +194,7 @@ def _learn_mask(c:Carried, e, k, turn=None, # numbers of classes; a `Rotation` t
         rows.append(dict(step=step, left=left.item(), read=read.item(), moved=moved.item(), chosen=int((mask.hard() & alive).sum())))
     return mask.hard() & alive, pd.DataFrame(rows)
 
-# %% ../nbs/40_erase.ipynb #8cd758c6
+# %% ../nbs/40_erase.ipynb #d12eb877
 def _has(data, column):
     if column not in data: raise BadInput(f"there is no column {column!r}: the table has {', '.join(map(str, data.columns))}")
 
@@ -193,6 +203,8 @@ def _classes(y, what, missing=False): # numbers of classes [rows], -1 where ther
     if not missing and (code < 0).any(): raise BadInput(f'{int((code < 0).sum())} of {len(code)} values of {what!r} are missing: leave out those rows')
     if len(names) < 2: raise BadInput(f'all {len(code)} values of {what!r} are {names[0] if len(names) else None!r}: there is nothing to tell apart')
     return torch.from_numpy(code).long(), list(names)
+
+def _met(groups): return sorted({digest(str(g)) for g in groups}) # who was fitted on, without their names
 
 def _tables(concept, task, erase='the concept', keep='the task'): # what both labels are, and that they can be told apart
     e, names = _classes(concept, erase)
@@ -206,14 +218,15 @@ def _tables(concept, task, erase='the concept', keep='the task'): # what both la
 
 def _projected(P, X): return Intervention(P, kind='mean', value=X.double().mean(0) @ P.read.double())
 
-# %% ../nbs/40_erase.ipynb #cbb151fa
+# %% ../nbs/40_erase.ipynb #9fc2d506
 def _fit_site(c, f, e, k, groups, at, cost=1., weight=1., adversaries=0, rest='leave', steps=300, lr=.05, gate=.02, progress=False): # -> interventions, how it went
     about = dict(features=0, of=f.n, gate=None)
     if isinstance(f, SAEFeaturizer) and gate is not None:
-        about['gate'] = {w: reconstruction_gate(c.rows(y >= 0), y[y >= 0], np.asarray(groups)[y >= 0]) for w, y in (('concept', e), ('task', k)) if y.max() > 0}
-        for w, (was, now) in about['gate'].items():
+        try: about['gate'] = {w: reconstruction_gate(c.rows(y >= 0), y[y >= 0], np.asarray(groups)[y >= 0]) for w, y in (('concept', e), ('task', k)) if y.max() > 0}
+        except BadInput as why: warnings.warn(f'what {at} loses by its reconstruction is not known: {why}') # too few groups to judge; a mask can be learnt all the same
+        for w, (was, now) in (about['gate'] or {}).items():
             if was - now > gate: warnings.warn(f'from what the features make of {at} a probe of the {w} reads {now:.3f}, from the activations themselves {was:.3f}: a mask over these features leaves what they do not express; give a better dictionary')
-    turn = copy.deepcopy(f) if isinstance(f, Rotation) else None
+    turn = copy.deepcopy(f).cpu() if isinstance(f, Rotation) else None
     chosen, history = _learn_mask(c, e, k, turn, cost, weight, adversaries, steps, lr, progress)
     if turn is not None:
         f, R = turn.requires_grad_(False).eval(), turn.directions.detach().double()
@@ -221,7 +234,8 @@ def _fit_site(c, f, e, k, groups, at, cost=1., weight=1., adversaries=0, rest='l
     edits = [Intervention(f, FixedMask(f.n, chosen), 'mean', c.level)]
     if rest == 'leace':
         X = c.without(chosen.double())
-        edits.append(_projected(iv.leace_subspace(X, e, c.S), X))
+        rest_of = _contrasts(e, torch.full_like(e, -1))[0] @ X
+        if rest_of.abs().max() > 1e-9*X.abs().max(): edits.append(_projected(iv.leace_subspace(X, e, c.S), X)) # else nothing is left
     return edits, about | dict(features=int(chosen.sum()), **{w: float(history[w].iloc[-1]) for w in ('left', 'moved')})
 
 def fit_feature_eraser(X, concept, keep=None, # activations [rows, d], or `Carried`; [rows] labels, of the task missing where a row has none
@@ -239,10 +253,30 @@ def fit_feature_eraser(X, concept, keep=None, # activations [rows, d], or `Carri
     e, k = _tables(concept, keep)
     groups = np.arange(len(e)) if groups is None else np.asarray(groups)
     if not len(c.X) == len(e) == len(groups): raise BadInput(f'{len(e)} labels and {len(groups)} groups were given for {len(c.X)} rows: give one a row')
-    edits, how = _fit_site(c, _featurizer(featurizer, c.X.shape[1]), e, k, groups, at, cost, weight, adversaries, rest, steps, lr, gate, progress)
-    return Eraser({at: edits}, dict(cost=cost, weight=weight, adversaries=adversaries, rest=rest, steps=steps, rows=len(e), sites=[how | dict(site=str(at))], groups=sorted({digest(str(g)) for g in groups})))
+    f = _featurizer(featurizer, c.X.shape[1])
+    if f.n != len(c.level): raise BadInput(f'what {len(c.level)} features carry was given with a featurizer of {f.n}: give the one it was read with')
+    edits, how = _fit_site(c, f, e, k, groups, at, cost, weight, adversaries, rest, steps, lr, gate, progress)
+    return Eraser({at: edits}, dict(cost=cost, weight=weight, adversaries=adversaries, rest=rest, steps=steps, rows=len(e), sites=[how | dict(site=str(at))], groups=_met(groups)))
 
-# %% ../nbs/40_erase.ipynb #e5d53176
+# %% ../nbs/40_erase.ipynb #072ed0ad
+def _in_turn(model, at): # a Site or several -> a list; each once, and blocks from front to back
+    todo = [at] if isinstance(at, Site) else list(at)
+    if not todo or len(set(todo)) < len(todo): raise BadInput(f"sites {', '.join(map(str, todo)) or 'none'} were given: give each once")
+    depth = [d for d in (_depth(model, s) for s in todo) if d is not None]
+    if depth != sorted(depth): raise BadInput(f"sites {', '.join(map(str, todo))} were given: give them from front to back")
+    return todo
+
+def _depth(model, s): # of the block a site is in; None outside
+    try: m = re.match(re.escape(sites.blocks(model)) + r'\.(\d+)(\.|$)', s.path)
+    except BadInput: return None # no list of blocks, or several
+    return m and int(m[1])
+
+def _each(todo, featurizer): # {site: featurizer}
+    if not isinstance(featurizer, dict): return dict.fromkeys(todo, featurizer)
+    for s in todo:
+        if s not in featurizer: raise BadInput(f"{s} has no featurizer: there are some for {', '.join(map(str, featurizer))}; give None for neurons")
+    return featurizer
+
 def _without(edits, model): return Eraser(edits).attach(model) if edits else contextlib.nullcontext()
 
 @delegates(fit_feature_eraser)
@@ -250,52 +284,58 @@ def fit_eraser(model, tokenizer, data:pd.DataFrame, # a row a text: the columns 
                site,            # a Site, or several from front to back
                featurizer=None, # as in `fit_feature_eraser`; for several sites {site: featurizer}
                erase:str='gender', keep:str|None=None, # columns
-               text:str='text', group:str='group', progress:bool=True, **kwargs):
+               text:str='text', group:str='group', pool:str='mean', progress:bool=True, **kwargs): # pool: as in `carried`
     "An `Eraser` of features that carry a concept and not a task, as `fit_feature_eraser` learns it. Raises `BadInput` before the model is run."
     one_of('rest', kwargs.get('rest', 'leave'), ('leave', 'leace'))
     for c in (text, group, erase, *([keep] if keep else [])): _has(data, c)
     _tables(data[erase], data[keep] if keep else None, erase, keep)
-    todo, edits, about = [site] if isinstance(site, Site) else list(site), {}, {}
-    of = featurizer if isinstance(featurizer, dict) else dict.fromkeys(todo, featurizer)
-    for s in todo: _featurizer(of.get(s), sites.width(model, s))
+    edits, about, todo = {}, {}, _in_turn(model, site)
+    of = _each(todo, featurizer)
+    for s in todo: _featurizer(of[s], sites.width(model, s))
     for s in todo:
-        with _without(edits, model): c = carried(model, tokenizer, data[text], s, of.get(s), progress=progress)
-        e = fit_feature_eraser(c, data[erase], data[keep] if keep else None, data[group], s, of.get(s), progress=progress, **kwargs)
+        with _without(edits, model): c = carried(model, tokenizer, data[text], s, of[s], pool, progress=progress)
+        e = fit_feature_eraser(c, data[erase], data[keep] if keep else None, data[group], s, of[s], progress=progress, **kwargs)
         edits |= e.edits
         about = e.about | dict(sites=about.get('sites', []) + e.about['sites'])
-    return Eraser(edits, about | dict(erase=erase, keep=keep))
+    return Eraser(edits, about | dict(erase=erase, keep=keep, pool=pool))
 
-# %% ../nbs/40_erase.ipynb #1c9c2ae4
+# %% ../nbs/40_erase.ipynb #3bf01514
 def closed_form_eraser(X:torch.Tensor, y, # [texts, d] pooled activations; [texts] the concept
                        at:Site, method:str='leace', # 'leace', 'difference' or 'inlp'
-                       rounds:int=10, seed:int=0):  # of INLP
-    "An `Eraser` of directions: LEACE (Belrose et al. 2023), the span of the class means, or iterated null-space projection (Ravfogel et al. 2020). Fitted in float64; the class means' span is kept in single precision."
+                       rounds:int=10, seed:int=0,   # of INLP
+                       groups=None):                # [texts]
+    """An `Eraser` of directions: LEACE (Belrose et al. 2023), the span of the class means, or iterated null-space projection (Ravfogel et al. 2020). Fitted in float64; the class means' span is kept in single precision.
+    Groups it was fitted on are remembered, so that they do not judge it."""
     one_of('method', method, ('leace', 'difference', 'inlp'))
-    if method != 'inlp': return Eraser({at: _projected(dict(leace=iv.leace_subspace, difference=iv.class_means)[method](X, y), X)}, dict(method=method, texts=len(X)))
+    X, y = torch.as_tensor(X), _classes(y, 'the concept')[0]
+    about = dict(method=method, texts=len(X)) | ({} if groups is None else dict(groups=_met(groups)))
+    if method != 'inlp': return Eraser({at: _projected(dict(leace=iv.leace_subspace, difference=iv.class_means)[method](X, y), X)}, about)
     from sklearn.linear_model import LogisticRegression
     Z, found = X.double() - X.double().mean(0), torch.zeros(X.shape[1], 0, dtype=torch.float64)
-    for _ in range(min(rounds, X.shape[1] - 1)):
+    for _ in range(rounds):
         w = torch.from_numpy(LogisticRegression(max_iter=1000, random_state=seed).fit((Z - (Z @ found) @ found.T).numpy(), y).coef_).T
-        w = w - found @ (found.T @ w)
-        found = torch.linalg.qr(torch.cat([found, w], 1))[0]
-    return Eraser({at: _projected(Subspace(found), X)}, dict(method=method, texts=len(X), rounds=rounds, seed=seed))
+        U, size, _ = torch.linalg.svd(w - found @ (found.T @ w), full_matrices=False)
+        new = U[:, size > 1e-6*max(size.max(), 1e-12)] # the weights of C classes span C - 1 directions
+        if found.shape[1] + new.shape[1] >= X.shape[1]: break # never everything
+        found = torch.linalg.qr(torch.cat([found, new], 1))[0]
+    return Eraser({at: _projected(Subspace(found), X)}, about | dict(rounds=rounds, seed=seed))
 
 def scrub(model, tokenizer, data:pd.DataFrame, # a row a text
           at,                                  # several Sites, from front to back
           erase:str='gender', text:str='text', group:str='group', # columns
-          method:str='leace', progress:bool=True):
+          method:str='leace', pool:str='mean', progress:bool=True): # pool: one of `probe.POOLS`
     "Concept scrubbing (Belrose et al. 2023): a closed form at each site in turn, fitted on what those before it leave."
     edits = {}
     for c in (text, group, erase): _has(data, c)
     _tables(data[erase], None, erase)
-    for s in at:
-        with _without(edits, model): X = probe.pooled(model, tokenizer, data[text], s, progress=progress)
+    for s in _in_turn(model, at):
+        with _without(edits, model): X = probe.pooled(model, tokenizer, data[text], s, pool, progress=progress)
         edits |= closed_form_eraser(X, data[erase], s, method).edits
-    return Eraser(edits, dict(method=method, texts=len(data), erase=erase, groups=sorted({digest(str(g)) for g in data[group]})))
+    return Eraser(edits, dict(method=method, texts=len(data), erase=erase, groups=_met(data[group])))
 
 def oracle(X:torch.Tensor, y): # [rows, d]; [rows] the concept of these very rows
     "Activations of which each class has the same mean, at the least change: [rows, d], float64. For a concept of classes this is LEACE's oracle; it needs the answers, so it is a yardstick and no method."
-    X, code = X.double(), _classes(y, 'the concept')[0]
+    X, code = torch.as_tensor(X).double(), _classes(y, 'the concept')[0]
     means = torch.zeros(int(code.max()) + 1, X.shape[1], dtype=X.dtype).index_add(0, code, X)/torch.bincount(code)[:, None]
     return X - means[code] + X.mean(0)
 
@@ -314,7 +354,7 @@ def random_eraser(like:Eraser, active, # numbers of features to draw from
     if len(e.mask.chosen) > len(active): raise BadInput(f'{len(e.mask.chosen)} features were to be drawn from {len(active)}: give those that are active')
     return Eraser({like.site: Intervention(e.featurizer, FixedMask(e.featurizer.n, g.choice(active, len(e.mask.chosen), replace=False)), 'mean', e.value)}, dict(method='random', seed=seed))
 
-# %% ../nbs/40_erase.ipynb #b585632b
+# %% ../nbs/40_erase.ipynb #8819884f
 def _affine(edits): # h -> h @ P + c, in float64
     P, c = None, None
     for e in edits:
@@ -339,12 +379,15 @@ def fold(model, eraser:Eraser):
         bias = torch.zeros(W.shape[1]).to(W) if getattr(m, 'bias', None) is None else m.bias.detach().double()
         W, bias = (W @ P, bias @ P + c) if s.side == 'output' else (P @ W, c @ W + bias)
         if kind == 'Embedding': W, bias = W + bias, None
+        tied = sum(p is m.weight for _, p in out.named_parameters(remove_duplicate=False)) > 1
         m.weight = torch.nn.Parameter((W.T if kind == 'Linear' else W).to(m.weight).contiguous(), m.weight.requires_grad) # a new one: what was tied to the old one keeps it
-        if bias is not None: m.bias = torch.nn.Parameter(bias.to(m.weight), m.weight.requires_grad)
-        if kind == 'Embedding' and getattr(getattr(out, 'config', None), 'tie_word_embeddings', False): out.config.tie_word_embeddings = False
+        if bias is not None:
+            if m.bias is None and bias.abs().max() > 0: warnings.warn(f'{s.path} has no bias and was given one: a model saved and loaded by transformers loses it')
+            m.bias = torch.nn.Parameter(bias.to(m.weight), m.weight.requires_grad)
+        if tied and getattr(getattr(out, 'config', None), 'tie_word_embeddings', False): out.config.tie_word_embeddings = False
     return out
 
-# %% ../nbs/40_erase.ipynb #2f9512a2
+# %% ../nbs/40_erase.ipynb #9faacdb7
 @dataclass(repr=False)
 class Certificate:
     "What `certify` found."
@@ -368,7 +411,7 @@ class Certificate:
         return f'Not erased: {self.winner} reads it with {w.after:.2f} [{w.low:.2f}, {w.high:.2f}], where chance is {w.chance:.2f}.'
     def __repr__(self): return self.verdict
     def _repr_html_(self): return f'<p><b>{escape(self.verdict)}</b></p>' + self._table(self.frame)
-    def _table(self, f): return views.table(f.assign(beats=np.where(f.beats, 'beats chance', '')), {c: '{:.3f}' for c in ('before', 'after', 'low', 'high', 'chance')})
+    def _table(self, f): return views.table(f.assign(beats=np.where(f.beats, 'beats chance', '')) if f.beats.any() else f.drop(columns='beats'), {c: '{:.3f}' for c in ('before', 'after', 'low', 'high', 'chance')})
     def plot(self, ax=None):
         "What each reader of the concept and of the task reads before (open) and after (filled, with its interval); chance dashed, winners orange."
         f = self.frame[self.frame.what.isin(['concept', 'task', 'probe'])].iloc[::-1]
@@ -384,7 +427,7 @@ class Certificate:
         how = [f'{k} {v}' for k, v in e.items() if k not in ('groups', 'sites')] + [f"at {i['site']}: {i['features']} of {i['of']} features taken out" for i in e.get('sites', ())]
         says = dict(concept='Is the concept gone?', task='Is the task still there?', probe='A probe of the task that was there before', text='What ordinary text pays (nats a token)')
         body = f'<figure>{views.svg(self.plot())}<figcaption>Open: before. Filled: after, with a 95 % interval. Dotted: chance. Orange: beats chance.</figcaption></figure>'
-        body += ''.join(f'<h2>{t}</h2>{self._table(f.drop(columns="what"))}' for w, t in says.items() if len(f := self.frame[self.frame.what == w]))
+        body += ''.join(f'<h2>{t}</h2>{self._table(f.drop(columns="what").dropna(axis=1, how="all"))}' for w, t in says.items() if len(f := self.frame[self.frame.what == w]))
         body += '<p>Accuracies are balanced over classes and counted on groups that neither the eraser nor the reader has met; intervals (95 %) resample groups. Who beats chance does so after a correction for the number of readers. A certificate is as sharp as the number of its groups.</p>'
         return body + (f'<h2>The eraser</h2><ul>{"".join(f"<li>{escape(str(h))}</li>" for h in how)}</ul>' if how else '')
     def save(self, path): # a folder, made if missing
@@ -412,10 +455,16 @@ def certify(what, *args, **kw): # features [rows, d], or a model
     "`certify_features` of features, `certify_eraser` of a model: a `Certificate`."
     return (certify_features if isinstance(what, (np.ndarray, torch.Tensor)) else certify_eraser)(what, *args, **kw)
 
-# %% ../nbs/40_erase.ipynb #b7e916ae
+# %% ../nbs/40_erase.ipynb #adab310d
 def _later(model, at): # sites behind `at`, at the end of each block
-    m = re.match(re.escape(sites.blocks(model)) + r'\.(\d+)(\.|$)', at.path)
-    return [] if m is None else [s for s in (sites.site(model, l) for l in range(int(m[1]), sites.n_layers(model))) if s.path != at.path]
+    depth = _depth(model, at)
+    try: path = sites.blocks(model)
+    except BadInput: return [] # no list of blocks, or several: nobody can say what is later
+    if depth is None:
+        names = [n for n, _ in sites.unwrap(model).named_modules()]
+        if names.index(at.path) > names.index(path): return []
+        depth = 0 # an embedding: every block is later
+    return [s for s in (sites.site(model, l) for l in range(depth, sites.n_layers(model))) if s != at]
 
 def _damage(model, tokenizer, texts, eraser, batch=32): # the loss of a text, nats a token, and its divergence
     got = []
@@ -443,21 +492,24 @@ def _frozen(X, E, concept, task, groups, seed): # a probe of the task fitted on 
         rows.append(dict(what='probe', reader=name, before=stat(was, one), after=stat(now, one), low=low, high=high, chance=math.nan, beats=False))
     return rows
 
-# %% ../nbs/40_erase.ipynb #114b9b5b
+# %% ../nbs/40_erase.ipynb #a9e80d0e
+def _unmet(eraser, groups):
+    met = set(_met(groups)) & set(eraser.about.get('groups', []))
+    if met: raise BadInput(f'the eraser was fitted on {len(met)} of the {len(set(groups))} groups it is to be judged on: give others')
+
 def certify_eraser(model, tokenizer, data:pd.DataFrame, # texts of groups that the eraser has not met
                    eraser:Eraser, erase:str='gender', keep:str|None=None, text:str='text', group:str='group', # columns
                    ordinary=(), # texts that have nothing to do with it
+                   pool:str='mean', # one of `probe.POOLS`
                    kinds=tuple(probe.ADVERSARIES), splits:int=3, seed:int=0):
     "A `Certificate` of an eraser in its model. Raises `BadInput` before the model is run: for labels that cannot be told apart, and for groups that the eraser was fitted on."
     for c in (text, group): _has(data, c)
-    for c in (erase, *([keep] if keep else [])): _has(data, c)
-    _tables(data[erase], data[keep] if keep else None, erase, keep)
-    met = {digest(str(g)) for g in set(data[group])} & set(eraser.about.get('groups', []))
-    if met: raise BadInput(f'the eraser was fitted on {len(met)} of the {data[group].nunique()} groups it is to be judged on: give others')
+    for c in (erase, *([keep] if keep else [])): _has(data, c); _classes(data[c], c)
+    _unmet(eraser, data[group])
     at, concept, groups = list(eraser.edits)[-1], data[erase].to_numpy(), data[group].to_numpy()
-    later = [*list(eraser.edits)[:-1], *_later(model, at)] # all the other places where somebody might look
-    was = probe.pooled(model, tokenizer, data[text], [at, *later], progress=False)
-    with eraser.attach(model): now = probe.pooled(model, tokenizer, data[text], [at, *later], progress=False)
+    later = list(dict.fromkeys([*list(eraser.edits)[:-1], *_later(model, at)])) # all the other places where somebody might look
+    was = probe.pooled(model, tokenizer, data[text], [at, *later], pool, progress=False)
+    with eraser.attach(model): now = probe.pooled(model, tokenizer, data[text], [at, *later], pool, progress=False)
     read = lambda X, y, kinds: probe.read_out(X, y, groups, kinds, seed=seed, splits=splits, family=len(tuple(kinds)) + len(later))
     rows = _rows('concept', read(now[at], concept, kinds), read(was[at], concept, kinds))
     for s in later: rows += [r | dict(reader=f'linear, {s}') for r in _rows('concept', read(now[s], concept, ('linear',)), read(was[s], concept, ('linear',)))]
@@ -465,4 +517,4 @@ def certify_eraser(model, tokenizer, data:pd.DataFrame, # texts of groups that t
         task = data[keep].to_numpy()
         rows += _rows('task', read(now[at], task, ('linear',)), read(was[at], task, ('linear',))) + _frozen(was[at], now[at], concept, task, groups, seed)
     if len(ordinary): rows += _damage(model, tokenizer, list(ordinary), eraser)
-    return Certificate(pd.DataFrame(rows), dict(erase=erase, keep=keep, texts=len(data), splits=splits, seed=seed, eraser=eraser.about))
+    return Certificate(pd.DataFrame(rows), dict(erase=erase, keep=keep, pool=pool, texts=len(data), splits=splits, seed=seed, eraser=eraser.about))

@@ -132,7 +132,7 @@ class SAEFeaturizer(Featurizer):
     def units(self, x): return 1. if isinstance(self.sae, Transcoder) or self.sae.normalize == 'none' else self.sae._units(self.sae._raw(x))[2].view(*x.shape[:-1], 1)
     def _config(self): return dict(error=self.error)
 
-# %% ../nbs/10_intervene.ipynb #566eafe6
+# %% ../nbs/10_intervene.ipynb #3ce5171e
 def _rows(X, y=None):
     if X.ndim != 2 or len(X) < 2 or not torch.isfinite(X).all(): raise BadInput(f'activations of shape {list(X.shape)}, or with NaN, were given: give finite ones [rows, d], at least two')
     if y is not None and len(y) != len(X): raise BadInput(f'{len(y)} labels were given for {len(X)} activations: give one for each')
@@ -182,7 +182,10 @@ def leace_subspace(X:torch.Tensor, # [rows, d]
     U, s, _ = torch.linalg.svd(white.T @ (X.T @ (Z - Z.mean(0))/len(X)), full_matrices=False)
     U = U[:, s > max(s.max()*1e-8, 1e-10)]
     if not U.shape[1]: raise BadInput(f'the means of {Z.shape[1]} classes are equal: there is nothing to take out')
-    return Subspace(white @ U, (colour @ U).T)
+    still = X.abs().amax(0) <= 1e-12*X.abs().max() # a unit that never moves: what rounding writes there would tell, to a reader who scales, exactly what was taken out
+    read, write = white @ U, (colour @ U).T
+    read[still], write[:, still] = 0, 0
+    return Subspace(read, write)
 
 # %% ../nbs/10_intervene.ipynb #a045433a
 def principal_cosines(A:torch.Tensor, B:torch.Tensor): # [d, a], [d, b]: two spans

@@ -32,9 +32,13 @@ def pool(h:torch.Tensor,     # [batch, seq, d]
     total = h.masked_fill(~m, 0).sum(1)
     return total if how == 'sum' else total/m.sum(1)
 
-# %% ../nbs/30_probe.ipynb #627f8445
+# %% ../nbs/30_probe.ipynb #4232aa96
 @torch.no_grad()
 def _read(model, tokenizer, texts, at, batch, length, progress): # yields numbers of texts, their tokens in use [rows, seq], {site: activations [rows, seq, d]}; texts of a length together
+    bad = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
+    if bad is not None: raise BadInput(f'text {bad} is {texts[bad]!r}: give texts')
+    for s in [at] if isinstance(at, Site) else at:
+        if s.positions is not None: raise BadInput(f'{s} has positions of its own: give the site without them, pooling chooses')
     order, special = np.argsort([len(t) for t in texts], kind='stable'), sites.special_ids(tokenizer)
     for i in tqdm(range(0, len(texts), batch), disable=not progress, desc='read', leave=False):
         x = sites.tokenize(tokenizer, [texts[j] for j in order[i:i + batch]], side='right', max_length=length)
@@ -86,13 +90,13 @@ def _sides(code, names, held): # every class on both sides
         lost = [str(n) for i, n in enumerate(names) if not (code[rows] == i).any()]
         if lost: raise BadInput(f'no row of class {lost[0]!r} is {side}: give more groups that have it, or another seed')
 
-# %% ../nbs/30_probe.ipynb #49b87fdc
+# %% ../nbs/30_probe.ipynb #d4f6df09
 class _Whiten: # a direction of each singular value that is more than rounding, all of unit variance
     def fit(self, X, y=None):
         self.mean = X.mean(0)
         _, s, V = np.linalg.svd(X - self.mean, full_matrices=False)
         real = s > 1e-11*max(s.max(), np.abs(X).max()*math.sqrt(len(X))) # the second: rows that are all the same but for rounding
-        self.V = V[real].T/s[real]*math.sqrt(len(X))
+        self.V = V[real].T/s[real]*math.sqrt(len(X)) if real.any() else np.zeros((X.shape[1], 1)) # rows that are all the same tell nothing, and that is no error
         return self
     def transform(self, X): return (X - self.mean) @ self.V
     def fit_transform(self, X, y=None): return self.fit(X).transform(X)
@@ -137,7 +141,7 @@ def _even(code, rows): # numbers of these rows, those of rarer classes several t
     most = max(map(len, of))
     return np.concatenate([np.resize(i, most) for i in of])
 
-# %% ../nbs/30_probe.ipynb #6183e50e
+# %% ../nbs/30_probe.ipynb #9db46003
 def fit_adversary(X, y, # [rows, d], [rows]
                   kind:str='linear', # one of `ADVERSARIES`
                   groups=None,       # [rows]; None: each row is its own
@@ -176,6 +180,7 @@ def read_out(X, y,             # [rows, d] features; [rows] the concept
             a = fit_adversary(X[~h], code[~h], k, groups[~h], seed + i)
             hit[h] += np.asarray(a.predict(X[h])) == code[h]; seen[h] += 1; settings.append(a.setting)
         use = seen > 0
+        if len(set(groups[use])) < 2: raise BadInput('one group alone is judged on, and nothing can be said about others: give more groups')
         right, truth, whose = hit[use]/seen[use], code[use], groups[use]
         (low, high), (sure, _) = (metrics.bootstrap(lambda w: balanced_accuracy(right, truth, w), whose, n, l, seed) for l in (level, 1 - (1 - level)/(family or len(kinds))))
         rows.append(dict(adversary=k, accuracy=balanced_accuracy(right, truth), low=low, high=high, chance=1/len(names), beats=sure > 1/len(names), setting=', '.join(dict.fromkeys(map(str, settings)))))

@@ -197,3 +197,43 @@ def test_exchanging_what_is_erased_and_what_is_kept_erases_the_other(lm, at, tra
     for concept, task in (('gender', 'trade'), ('trade', 'gender')):
         c = judged(lm, fit_eraser(*lm, many, at, trained, erase=concept, keep=task, rest='leace', progress=False), people, erase=concept, keep=task)
         assert c.before['concept', 'linear'] > .99 and c.after['concept', 'linear'] <= .7 and c.after['task', 'linear'] >= .85, c
+
+# ---- found by a reviewer
+
+def test_an_eraser_at_the_embedding_is_judged_at_every_block_behind_it(lm):
+    model, tok = lm
+    bios, judges, emb = World(0).biographies(400, 0., seed=2), World(0).biographies(200, 0., split='test', seed=3), Site('gpt_neox.embed_in')
+    e = erase.scrub(model, tok, bios, [emb], progress=False)
+    c = certify(model, tok, judges, eraser=e, kinds=('linear',), splits=1)
+    assert not c.erased and [r for r in c.frame.reader] == ['linear', *(f'linear, gpt_neox.layers.{i}' for i in range(4))]
+    assert erase._later(model, sites.site(model, 3, 'resid_pre')) == [sites.site(model, 3)] and erase._later(model, sites.site(model, 3)) == []
+
+def test_nobody_is_certified_by_one_group():
+    g = np.random.default_rng(0)
+    y, X = g.integers(2, size=200), g.normal(size=(200, 4)); X[:, 0] += 10*y
+    with pytest.raises(BadInput, match='one group alone'): certify(X, y, groups=np.arange(200) % 3, kinds=('linear',), splits=1)
+
+def test_inlp_takes_as_many_directions_as_the_classes_span_and_never_all():
+    g = np.random.default_rng(0)
+    y, X = g.integers(3, size=600), g.normal(size=(600, 16)); X[np.arange(600), y] += 3
+    assert closed_form_eraser(X, y, Site('here'), 'inlp', rounds=1).edits[Site('here')][0].featurizer.n == 2
+    assert closed_form_eraser(X, y, Site('here'), 'inlp', rounds=30).edits[Site('here')][0].featurizer.n < 16
+
+def test_an_eraser_moves_to_where_the_activations_are(at):
+    y = torch.arange(40) % 2
+    for e in (closed_form_eraser(torch.randn(40, 8) + y[:, None], y, at), chosen_eraser(at, 8, [1])):
+        assert e(torch.zeros(2, 8, device='meta')).device.type == 'meta' # stands for a GPU
+
+@pytest.mark.parametrize('do, says', [
+    (lambda lm, b, at: fit_eraser(*lm, b, [at, at], progress=False), 'give each once'), (lambda lm, b, at: erase.scrub(*lm, b, [at, sites.site(lm[0], 0)], progress=False), 'from front to back'),
+    (lambda lm, b, at: fit_eraser(*lm, b, at, {Site('gpt_neox.layers.0'): None}, progress=False), 'has no featurizer'), (lambda lm, b, at: fit_eraser(*lm, b.assign(text=None), at, progress=False), 'text 0 is None'),
+    (lambda lm, b, at: fit_eraser(*lm, b, at.at('last'), progress=False), 'positions of its own'), (lambda lm, b, at: fit_feature_eraser(torch.ones(8, 3), [0, 1]*4, progress=False), 'means are equal'),
+    (lambda lm, b, at: fit_feature_eraser(erase.carried_rows(torch.randn(8, 3)), [0, 1]*4, featurizer=SAE(3, 6, k=2), progress=False), 'the one it was read with'),
+    (lambda lm, b, at: certify(*lm, b.assign(trade=[None] + b.trade.tolist()[1:]), eraser=chosen_eraser(at, 128, [0]), keep='trade'), 'are missing')])
+def test_what_would_go_wrong_silently_is_told(lm, bios, at, do, says):
+    with pytest.raises(BadInput, match=says): do(lm, bios, at)
+
+def test_a_mask_that_took_everything_needs_no_leace_and_a_row_a_cell_is_enough_for_an_adversary():
+    y = torch.arange(8) % 2
+    fit_feature_eraser(torch.randn(8, 3) + 4*y[:, None], y, cost=0., rest='leace', progress=False)
+    fit_feature_eraser(torch.randn(4, 3), [0, 0, 1, 1], [0, 1, 0, 1], adversaries=1, progress=False)

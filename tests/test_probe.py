@@ -77,3 +77,8 @@ def test_scikit_learn_is_not_loaded_before_it_is_needed():
 def test_what_cannot_be_asked_is_told_before_anything_is_fitted(y, groups, says, monkeypatch):
     monkeypatch.setattr(probe, 'fit_adversary', lambda *a: pytest.fail('something was fitted'))
     with pytest.raises(BadInput, match=says): read_out(np.zeros((40, 3)), y, groups)
+
+def test_rows_that_are_all_the_same_tell_nothing_and_are_no_error():
+    y = np.arange(60) % 2
+    r = probe.read_out(np.ones((60, 4)), y)
+    assert (r.accuracy == .5).all() and not r.beats.any()

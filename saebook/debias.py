@@ -7,14 +7,14 @@ __all__ = ['PROFESSIONS', 'METHODS', 'load_table', 'bias_in_bios', 'balanced', '
            'top_features', 'by_cell', 'scr', 'tpp', 'scr_curve', 'tpp_curve', 'without_words', 'Comparison', 'compare',
            'EraseConfig', 'run_erase']
 
-# %% ../nbs/41_debias.ipynb #19c20a4d
+# %% ../nbs/41_debias.ipynb #d3b87584
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from . import erase as er, intervene as iv, metrics, probe, sites
+from . import erase as er, probe, sites
 from .core import BadInput, digest, one_of, out_dir, reason, write_json
 from .erase import Carried, Eraser, carried, certify_features, chosen_eraser, closed_form_eraser, fit_feature_eraser, random_eraser
 from .sae import SAE

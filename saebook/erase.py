@@ -387,7 +387,7 @@ def fold(model, eraser:Eraser):
         if tied and getattr(getattr(out, 'config', None), 'tie_word_embeddings', False): out.config.tie_word_embeddings = False
     return out
 
-# %% ../nbs/40_erase.ipynb #9faacdb7
+# %% ../nbs/40_erase.ipynb #a7ebc89e
 @dataclass(repr=False)
 class Certificate:
     "What `certify` found."
@@ -428,7 +428,7 @@ class Certificate:
         says = dict(concept='Is the concept gone?', task='Is the task still there?', probe='A probe of the task that was there before', text='What ordinary text pays (nats a token)')
         body = f'<figure>{views.svg(self.plot())}<figcaption>Open: before. Filled: after, with a 95 % interval. Dotted: chance. Orange: beats chance.</figcaption></figure>'
         body += ''.join(f'<h2>{t}</h2>{self._table(f.drop(columns="what").dropna(axis=1, how="all"))}' for w, t in says.items() if len(f := self.frame[self.frame.what == w]))
-        body += '<p>Accuracies are balanced over classes and counted on groups that neither the eraser nor the reader has met; intervals (95 %) resample groups. Who beats chance does so after a correction for the number of readers. A certificate is as sharp as the number of its groups.</p>'
+        body += '<p>Accuracies are balanced over classes and counted on groups that neither the eraser nor the reader has met; intervals (95 %) resample groups. A reader beats chance if the whole interval lies above it, however many readers there are: of two mistakes, a false alarm is the smaller. A certificate is as sharp as the number of its groups.</p>'
         return body + (f'<h2>The eraser</h2><ul>{"".join(f"<li>{escape(str(h))}</li>" for h in how)}</ul>' if how else '')
     def save(self, path): # a folder, made if missing
         "Write `certificate.json` and `certificate.html`. Returns the folder."
@@ -437,10 +437,10 @@ class Certificate:
         with core.atomic(path/'certificate.html') as tmp: tmp.write_text(core.html_page('Erasing: the certificate', self._page(), lead=f'<p><b>{escape(self.verdict)}</b></p>'), encoding='utf-8')
         return path
 
-# %% ../nbs/40_erase.ipynb #c66f3282
+# %% ../nbs/40_erase.ipynb #67f2ae30
 def _rows(what, after, before=None): # frames of `read_out`
     was = [math.nan]*len(after) if before is None else before.accuracy
-    return [dict(what=what, reader=a.adversary, before=b, after=a.accuracy, low=a.low, high=a.high, chance=a.chance, beats=what == 'concept' and bool(a.beats)) for a, b in zip(after.itertuples(), was)]
+    return [dict(what=what, reader=a.adversary, before=b, after=a.accuracy, low=a.low, high=a.high, chance=a.chance, beats=what == 'concept' and a.low > a.chance) for a, b in zip(after.itertuples(), was)]
 
 def certify_features(features, concept, keep=None, groups=None, # [rows, d] after erasing; [rows] each
                      before=None,  # [rows, d]: the features as they were
@@ -492,7 +492,7 @@ def _frozen(X, E, concept, task, groups, seed): # a probe of the task fitted on 
         rows.append(dict(what='probe', reader=name, before=stat(was, one), after=stat(now, one), low=low, high=high, chance=math.nan, beats=False))
     return rows
 
-# %% ../nbs/40_erase.ipynb #a9e80d0e
+# %% ../nbs/40_erase.ipynb #8be0831d
 def _unmet(eraser, groups):
     met = set(_met(groups)) & set(eraser.about.get('groups', []))
     if met: raise BadInput(f'the eraser was fitted on {len(met)} of the {len(set(groups))} groups it is to be judged on: give others')
@@ -510,7 +510,7 @@ def certify_eraser(model, tokenizer, data:pd.DataFrame, # texts of groups that t
     later = list(dict.fromkeys([*list(eraser.edits)[:-1], *_later(model, at)])) # all the other places where somebody might look
     was = probe.pooled(model, tokenizer, data[text], [at, *later], pool, progress=False)
     with eraser.attach(model): now = probe.pooled(model, tokenizer, data[text], [at, *later], pool, progress=False)
-    read = lambda X, y, kinds: probe.read_out(X, y, groups, kinds, seed=seed, splits=splits, family=len(tuple(kinds)) + len(later))
+    read = lambda X, y, kinds: probe.read_out(X, y, groups, kinds, seed=seed, splits=splits)
     rows = _rows('concept', read(now[at], concept, kinds), read(was[at], concept, kinds))
     for s in later: rows += [r | dict(reader=f'linear, {s}') for r in _rows('concept', read(now[s], concept, ('linear',)), read(was[s], concept, ('linear',)))]
     if keep:

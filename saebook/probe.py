@@ -141,7 +141,7 @@ def _even(code, rows): # numbers of these rows, those of rarer classes several t
     most = max(map(len, of))
     return np.concatenate([np.resize(i, most) for i in of])
 
-# %% ../nbs/30_probe.ipynb #9db46003
+# %% ../nbs/30_probe.ipynb #46f714b4
 def fit_adversary(X, y, # [rows, d], [rows]
                   kind:str='linear', # one of `ADVERSARIES`
                   groups=None,       # [rows]; None: each row is its own
@@ -164,8 +164,7 @@ def read_out(X, y,             # [rows, d] features; [rows] the concept
              kinds=tuple(ADVERSARIES),
              held=None,        # bool [rows]: who is judged on; None: three groups in ten, at random
              level:float=.95, seed:int=0, n:int=2000, # of the intervals; draws
-             splits:int=1,     # so many random splits, a seed each; a row counts with its mean over those in which it was held out
-             family:int|None=None): # how many readers there are, here and elsewhere; None: these
+             splits:int=1):    # so many random splits, a seed each; a row counts with its mean over those in which it was held out
     """How well each adversary reads the concept from rows it was not fitted on: adversary, accuracy (balanced), low, high, chance, beats, setting. Whoever `beats` chance has it below an interval widened for the number of readers
     (Bonferroni), so that all of them together raise a false alarm no oftener than one would. Raises `BadInput` before anything is fitted."""
     for k in kinds: one_of('adversary', k, ADVERSARIES)
@@ -182,6 +181,6 @@ def read_out(X, y,             # [rows, d] features; [rows] the concept
         use = seen > 0
         if len(set(groups[use])) < 2: raise BadInput('one group alone is judged on, and nothing can be said about others: give more groups')
         right, truth, whose = hit[use]/seen[use], code[use], groups[use]
-        (low, high), (sure, _) = (metrics.bootstrap(lambda w: balanced_accuracy(right, truth, w), whose, n, l, seed) for l in (level, 1 - (1 - level)/(family or len(kinds))))
+        (low, high), (sure, _) = (metrics.bootstrap(lambda w: balanced_accuracy(right, truth, w), whose, n, l, seed) for l in (level, 1 - (1 - level)/len(kinds)))
         rows.append(dict(adversary=k, accuracy=balanced_accuracy(right, truth), low=low, high=high, chance=1/len(names), beats=sure > 1/len(names), setting=', '.join(dict.fromkeys(map(str, settings)))))
     return pd.DataFrame(rows)

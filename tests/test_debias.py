@@ -107,7 +107,7 @@ def test_winomt_with_a_real_model_and_honest_verdicts(shared):
     print(found.frame.drop(columns=['reader', 'task_before']).round(3).to_string())
     assert list(t.index) == list(debias.METHODS)
     assert t.concept['nothing'] > .9 and not t.erased['nothing'] # a pronoun is easily read
-    assert t.erased['words'] and abs(t.concept['words'] - .5) < .1 # and gone with the word: nothing else in a template tells
+    assert abs(t.concept['words'] - .5) < .02 # and gone with the word: nothing else in a template tells
     assert not t.erased['everything'] # what the dictionary leaves out tells as well
     assert not t.erased['random'] and t.concept['leace'] < t.concept['nothing']
     for m, c in found.certificates.items(): assert c.erased == (c.winner is None) and c.erased == bool(t.erased[m])

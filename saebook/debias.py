@@ -157,16 +157,12 @@ def tpp_curve(fit:Carried, y_fit, test:Carried, y_test, # rows that choose featu
 # %% ../nbs/41_debias.ipynb #75c7b99f
 METHODS = ('nothing', 'everything', 'random', 'neurons', 'mask', 'mask + leace', 'leace', 'inlp', 'difference', 'shift', 'words')
 
-def _as_neurons(c): # the same activations, a feature a coordinate
-    X = c.X
-    return Carried(X, X, X.float(), torch.ones(len(X)).double(), torch.eye(X.shape[1]).double(), X.mean(0), c.S)
-
 def _make(method, c, at, featurizer, data, erase, keep, misled, seed, made, how): # -> an Eraser; made: those there are already
     d, y, task, groups = c.X.shape[1], data[erase], data[keep], data.group
     fit = lambda c, f, **kw: fit_feature_eraser(c, y, task, groups, at, f, progress=False, **how | kw)
     if method == 'nothing': return chosen_eraser(at, d, [])
     if method == 'everything': return chosen_eraser(at, d, range(d), c.X.mean(0)) if featurizer is None else chosen_eraser(at, featurizer, range(len(c.level)), c.level)
-    if method == 'neurons': return fit(_as_neurons(c), None)
+    if method == 'neurons': return fit(er._turned(c, torch.eye(d).double()), None)
     if method in ('mask', 'mask + leace'): return fit(c, featurizer, rest='leace' if '+' in method else 'leave')
     if method in ('leace', 'inlp', 'difference'): return closed_form_eraser(c.X, y, at, method, seed=seed)
     like = Eraser({at: made['mask'].edits[at]}) if 'mask' in made else _make('mask', c, at, featurizer, data, erase, keep, misled, seed, made, how) # as many features as the mask takes there
@@ -197,7 +193,7 @@ class Comparison:
 def _line(method, e, paper, cell, loss): # a row of the table
     f = paper.frame[paper.frame.what == 'concept']
     best, task = f.loc[f.after.idxmax()], paper.frame[paper.frame.what == 'task'].iloc[0]
-    n = np.nan if e is None else sum(len(i.mask.chosen) for edits in e.edits.values() for i in edits[:1])
+    n = np.nan if e is None else sum(map(len, e.features.values()))
     return dict(method=method, features=n, reader=best.reader, concept=best.after, low=best.low, high=best.high, erased=paper.erased, winner=paper.winner, task=task.after, task_before=task.before,
                 probe=cell['task'], probe_concept=cell['concept'], worst=cell['worst'], loss=loss)
 
@@ -229,6 +225,8 @@ def compare(model, tokenizer, train, test, # tables with text, group, concept an
     last, read = todo[-1], lambda texts: probe.pooled(model, tokenizer, texts, todo[-1], pool, progress=progress)
     c, before = carried(model, tokenizer, train.text, last, of[last], pool, progress=progress), read(test.text)
     misled = probe.fit_adversary(read(taught.text), taught[keep], 'linear', taught.group, seed)
+    judge = lambda X, was=None: certify_features(X, test[erase].to_numpy(), test[keep].to_numpy(), test.group.to_numpy(), was, kinds, splits, seed)
+    was = judge(before) # once, for all of them
     made, papers, rows, cells = {} if eraser is None else {'given': eraser}, {}, [], {}
     for m in [*made, *[m for m in methods if m != 'words' or words]]:
         if m == 'words': e, now = None, read(bare)
@@ -237,10 +235,10 @@ def compare(model, tokenizer, train, test, # tables with text, group, concept an
             elif len(todo) > 1 and m == 'leace': e = er.scrub(model, tokenizer, train, todo, erase, pool=pool, progress=progress)
             elif len(todo) > 1 and m.startswith('mask'): e = er.fit_eraser(model, tokenizer, train, todo, of, erase, keep, pool=pool, progress=progress, **how | dict(rest='leace' if '+' in m else 'leave'))
             else: e = _make(m, c, last, of[last], train, erase, keep, misled, seed, made, how)
-            e.about['groups'] = er._met(train.group)
+            if m != 'given': e.about['groups'] = er._met(train.group) # one that was there before keeps its own
             made[m] = e
             with e.attach(model): now = read(test.text)
-        papers[m] = certify_features(now, test[erase].to_numpy(), test[keep].to_numpy(), test.group.to_numpy(), before=before, kinds=kinds, splits=splits, seed=seed)
+        papers[m] = judge(now, was)
         if e is not None and len(ordinary): papers[m].frame = pd.concat([papers[m].frame, pd.DataFrame(er._damage(model, tokenizer, list(ordinary), e))], ignore_index=True)
         text = papers[m].frame[(papers[m].frame.what == 'text') & (papers[m].frame.reader == 'loss')]
         cell = by_cell(misled, now, test[erase], test[keep], typical)

@@ -50,6 +50,9 @@ class Carried:
         on = mask.nonzero()[:, 0]
         return self.X - (self.F[:, on].double() - self.s[:, None]*self.level[on])*mask[on] @ self.W[on]
 
+def _turned(c, R): # the same activations in orthonormal directions [d, n]
+    return replace(c, R=c.X, F=(c.X @ R).float(), s=torch.ones_like(c.s), W=R.T, level=c.X.mean(0) @ R)
+
 def _carry(f, W, h): # of activations [rows, d]: these, what features make of them, amounts in their units, the units, bare amounts
     h = h.to(W)
     amounts, units = f.encode(h), torch.as_tensor(f.units(h), dtype=h.dtype, device=h.device).expand(len(h), 1)
@@ -152,13 +155,13 @@ def _contrasts(e, k): # numbers of classes [rows], k -1 where a row has no task 
     A, B = of(0), of(1) if k.max() > 0 else M[:0]
     return A - A.mean(0), B - B.mean(0) if len(B) else B
 
-def _learnt_adversary(c, X, e, k): # directions [d, classes] along which masked activations tell the concept's classes apart best, by the spread within the cells
-    _, cell = torch.unique(torch.stack([e, k]), dim=1, return_inverse=True)
-    means = torch.zeros(int(cell.max()) + 1, X.shape[1], dtype=X.dtype).index_add(0, cell, X)/torch.bincount(cell)[:, None]
-    Z = X - means[cell]
+def _class_means(X, code): return torch.zeros(int(code.max()) + 1, X.shape[1], dtype=X.dtype).index_add(0, code, X)/torch.bincount(code)[:, None]
+
+def _learnt_adversary(X, A, cell): # masked activations, contrasts of the concept, numbers of the cells -> directions [d, classes] along which masked activations tell the concept's classes apart best, by the spread within the cells
+    Z = X - _class_means(X, cell)[cell]
     S = Z.T @ Z/len(Z)
     ridge = 1e-4*S.trace()/len(S) if S.any() else 1. # a row a cell: nothing varies within
-    return torch.linalg.solve(S + ridge*torch.eye(len(S), dtype=S.dtype), (_contrasts(e, k)[0] @ X).T)
+    return torch.linalg.solve(S + ridge*torch.eye(len(S), dtype=S.dtype), (A @ X).T)
 
 # %% ../nbs/40_erase.ipynb #3a218678
 def _learn_mask(c:Carried, e, k, turn=None, # numbers of classes; a `Rotation` to learn with the mask
@@ -171,6 +174,7 @@ def _learn_mask(c:Carried, e, k, turn=None, # numbers of classes; a `Rotation` t
     if not alive.any(): raise BadInput('none of the features is active on any row: give a dictionary of these activations')
     if not X[:len(A)].abs().max() > 1e-12*c.X.abs().max(): raise BadInput("the concept's means are equal: there is nothing that a mask could take out")
     per = cost/(alive.sum() if turn is None else turn.d)
+    cell = torch.unique(torch.stack([e, k]), dim=1, return_inverse=True)[1]
     mask, bag, rows = BinaryMask(n, init=-1.).double(), [], []    # nearly nothing is taken out at first
     opt = torch.optim.Adam([*mask.parameters(), *([] if turn is None else turn.parameters())], lr)
     size = lambda T: T.square().sum()
@@ -183,8 +187,8 @@ def _learn_mask(c:Carried, e, k, turn=None, # numbers of classes; a `Rotation` t
         m = mask.soft()*alive
         if adversaries and step % max(1, steps//adversaries) == 0:
             with torch.no_grad():
-                now = c.without(m) if turn is None else c.X - ((c.X - c.X.mean(0)) @ turn.directions.double()*m) @ turn.directions.double().T
-                w = _learnt_adversary(c, now, e, k)
+                now = (c if turn is None else _turned(c, turn.directions.double())).without(m)
+                w = _learnt_adversary(now, A, cell)
                 bag.append((w, size(A @ now @ w)))
         E, K = left_over(m)
         left, moved = size(E)/size(X[:len(A)]), size(K - X[len(A):])/size(X[len(A):]) if len(B) else torch.zeros(())
@@ -229,8 +233,8 @@ def _fit_site(c, f, e, k, groups, at, cost=1., weight=1., adversaries=0, rest='l
     turn = copy.deepcopy(f).cpu() if isinstance(f, Rotation) else None
     chosen, history = _learn_mask(c, e, k, turn, cost, weight, adversaries, steps, lr, progress)
     if turn is not None:
-        f, R = turn.requires_grad_(False).eval(), turn.directions.detach().double()
-        c = replace(c, F=(c.X @ R).float(), W=R.T, level=c.X.mean(0) @ R)
+        f = turn.requires_grad_(False).eval()
+        c = _turned(c, turn.directions.double())
     edits = [Intervention(f, FixedMask(f.n, chosen), 'mean', c.level)]
     if rest == 'leace':
         X = c.without(chosen.double())
@@ -336,8 +340,7 @@ def scrub(model, tokenizer, data:pd.DataFrame, # a row a text
 def oracle(X:torch.Tensor, y): # [rows, d]; [rows] the concept of these very rows
     "Activations of which each class has the same mean, at the least change: [rows, d], float64. For a concept of classes this is LEACE's oracle; it needs the answers, so it is a yardstick and no method."
     X, code = torch.as_tensor(X).double(), _classes(y, 'the concept')[0]
-    means = torch.zeros(int(code.max()) + 1, X.shape[1], dtype=X.dtype).index_add(0, code, X)/torch.bincount(code)[:, None]
-    return X - means[code] + X.mean(0)
+    return X - _class_means(X, code)[code] + X.mean(0)
 
 # %% ../nbs/40_erase.ipynb #b6c2e8c3
 def chosen_eraser(at:Site, featurizer, features, # an SAE, a `Featurizer`, or the width for neurons; numbers of features
@@ -361,7 +364,7 @@ def _affine(edits): # h -> h @ P + c, in float64
         f = e.featurizer
         if not isinstance(f, (Neurons, Subspace, Rotation)) or e.kind not in ('mean', 'zero'): raise BadInput(f'an intervention {e.kind!r} on a {type(f).__name__} is no linear map: attach it instead')
         on, W = e.mask.hard(), f.written().detach().double()
-        read = torch.eye(f.d).double() if isinstance(f, Neurons) else (f.read if isinstance(f, Subspace) else f.directions).detach().double()
+        read = f.encode(torch.eye(f.d).to(f.written())).detach().double() # linear: what it makes of the coordinates
         Q = torch.eye(f.d).double() - read[:, on] @ W[on]
         b = torch.zeros(f.d).double() if e.value is None else e.value.double()[on] @ W[on]
         P, c = (Q, b) if P is None else (P @ Q, c @ Q + b)
@@ -438,17 +441,19 @@ class Certificate:
         return path
 
 # %% ../nbs/40_erase.ipynb #67f2ae30
-def _rows(what, after, before=None): # frames of `read_out`
-    was = [math.nan]*len(after) if before is None else before.accuracy
+def _rows(what, after, was=None): # a frame of `read_out`; accuracies before
+    was = [math.nan]*len(after) if was is None else was
     return [dict(what=what, reader=a.adversary, before=b, after=a.accuracy, low=a.low, high=a.high, chance=a.chance, beats=what == 'concept' and a.low > a.chance) for a, b in zip(after.itertuples(), was)]
 
 def certify_features(features, concept, keep=None, groups=None, # [rows, d] after erasing; [rows] each
-                     before=None,  # [rows, d]: the features as they were
+                     before=None,  # [rows, d]: the features as they were; or their `Certificate`, if several are compared with them
                      kinds=tuple(probe.ADVERSARIES), splits:int=3, seed:int=0):
     "A `Certificate` of features: fresh readers of the concept, and a linear one of what was to be kept. Raises `BadInput` before anything is fitted."
-    read = lambda X, y, kinds: None if X is None else probe.read_out(X, y, groups, kinds, seed=seed, splits=splits)
-    rows = _rows('concept', read(features, concept, kinds), read(before, concept, kinds))
-    if keep is not None: rows += _rows('task', read(features, keep, ('linear',)), read(before, keep, ('linear',)))
+    read, rows = lambda X, y, kinds: probe.read_out(X, y, groups, kinds, seed=seed, splits=splits), []
+    for what, y, readers in (('concept', concept, kinds), ('task', keep, ('linear',))):
+        if y is None: continue
+        was = None if before is None else before.frame.after[before.frame.what == what] if isinstance(before, Certificate) else read(before, y, readers).accuracy
+        rows += _rows(what, read(features, y, readers), was)
     return Certificate(pd.DataFrame(rows), dict(texts=len(features), splits=splits, seed=seed))
 
 def certify(what, *args, **kw): # features [rows, d], or a model
@@ -511,10 +516,10 @@ def certify_eraser(model, tokenizer, data:pd.DataFrame, # texts of groups that t
     was = probe.pooled(model, tokenizer, data[text], [at, *later], pool, progress=False)
     with eraser.attach(model): now = probe.pooled(model, tokenizer, data[text], [at, *later], pool, progress=False)
     read = lambda X, y, kinds: probe.read_out(X, y, groups, kinds, seed=seed, splits=splits)
-    rows = _rows('concept', read(now[at], concept, kinds), read(was[at], concept, kinds))
-    for s in later: rows += [r | dict(reader=f'linear, {s}') for r in _rows('concept', read(now[s], concept, ('linear',)), read(was[s], concept, ('linear',)))]
+    rows = _rows('concept', read(now[at], concept, kinds), read(was[at], concept, kinds).accuracy)
+    for s in later: rows += [r | dict(reader=f'linear, {s}') for r in _rows('concept', read(now[s], concept, ('linear',)), read(was[s], concept, ('linear',)).accuracy)]
     if keep:
         task = data[keep].to_numpy()
-        rows += _rows('task', read(now[at], task, ('linear',)), read(was[at], task, ('linear',))) + _frozen(was[at], now[at], concept, task, groups, seed)
+        rows += _rows('task', read(now[at], task, ('linear',)), read(was[at], task, ('linear',)).accuracy) + _frozen(was[at], now[at], concept, task, groups, seed)
     if len(ordinary): rows += _damage(model, tokenizer, list(ordinary), eraser)
     return Certificate(pd.DataFrame(rows), dict(erase=erase, keep=keep, pool=pool, texts=len(data), splits=splits, seed=seed, eraser=eraser.about))

@@ -150,3 +150,10 @@ def test_a_comparison_that_would_be_unfair_or_break_is_told_before_the_model_run
     w = World(0)
     kw = dict(train=w.biographies(40), test=w.biographies(40, split='test'), taught=w.biographies(40, 1.)) | how(w)
     with pytest.raises(BadInput, match=says): compare(*load_taught('base'), at=Site('gpt_neox.layers.1'), keep='trade', progress=False, **kw)
+
+def test_an_eraser_that_was_given_keeps_the_groups_it_met():
+    from saebook.world import World, load_taught
+    w, at = World(0), Site('gpt_neox.layers.1')
+    given = erase.chosen_eraser(at, 128, [0]); given.about['groups'] = ['somebody']
+    found = compare(*load_taught('base'), w.biographies(80), w.biographies(80, split='test'), at, keep='trade', taught=w.biographies(40, 1.), methods=['nothing'], kinds=('linear',), splits=1, eraser=given, progress=False)
+    assert given.about['groups'] == ['somebody'] and found.erasers['nothing'].about['groups'] and found.frame.method.tolist() == ['given', 'nothing']

@@ -7,7 +7,7 @@ __all__ = ['PROFESSIONS', 'METHODS', 'load_table', 'bias_in_bios', 'balanced', '
            'top_features', 'by_cell', 'scr', 'tpp', 'scr_curve', 'tpp_curve', 'without_words', 'Comparison', 'compare',
            'EraseConfig', 'run_erase']
 
-# %% ../nbs/41_debias.ipynb #d3b87584
+# %% ../nbs/41_debias.ipynb #e256745c
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, torch
 
 from . import erase as er, probe, sites
 from .core import BadInput, digest, one_of, out_dir, reason, write_json
-from .erase import Carried, Eraser, carried, certify_features, chosen_eraser, closed_form_eraser, fit_feature_eraser, random_eraser
+from .erase import Carried, Eraser, carried, certify_features, chosen_eraser, closed_form_eraser, fit_feature_eraser, random_eraser, text_damage
 from .sae import SAE
 from .sites import Site
 
@@ -154,7 +154,7 @@ def tpp_curve(fit:Carried, y_fit, test:Carried, y_test, # rows that choose featu
         rows.append(dict(k=k, own=own, others=own - tpp(before, after), tpp=tpp(before, after)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/41_debias.ipynb #75c7b99f
+# %% ../nbs/41_debias.ipynb #a433b485
 METHODS = ('nothing', 'everything', 'random', 'neurons', 'mask', 'mask + leace', 'leace', 'inlp', 'difference', 'shift', 'words')
 
 def _make(method, c, at, featurizer, data, erase, keep, misled, seed, made, how): # -> an Eraser; made: those there are already
@@ -162,7 +162,7 @@ def _make(method, c, at, featurizer, data, erase, keep, misled, seed, made, how)
     fit = lambda c, f, **kw: fit_feature_eraser(c, y, task, groups, at, f, progress=False, **how | kw)
     if method == 'nothing': return chosen_eraser(at, d, [])
     if method == 'everything': return chosen_eraser(at, d, range(d), c.X.mean(0)) if featurizer is None else chosen_eraser(at, featurizer, range(len(c.level)), c.level)
-    if method == 'neurons': return fit(er._turned(c, torch.eye(d).double()), None)
+    if method == 'neurons': return fit(c.turned(torch.eye(d).double()), None)
     if method in ('mask', 'mask + leace'): return fit(c, featurizer, rest='leace' if '+' in method else 'leave')
     if method in ('leace', 'inlp', 'difference'): return closed_form_eraser(c.X, y, at, method, seed=seed)
     like = Eraser({at: made['mask'].edits[at]}) if 'mask' in made else _make('mask', c, at, featurizer, data, erase, keep, misled, seed, made, how) # as many features as the mask takes there
@@ -197,7 +197,7 @@ def _line(method, e, paper, cell, loss): # a row of the table
     return dict(method=method, features=n, reader=best.reader, concept=best.after, low=best.low, high=best.high, erased=paper.erased, winner=paper.winner, task=task.after, task_before=task.before,
                 probe=cell['task'], probe_concept=cell['concept'], worst=cell['worst'], loss=loss)
 
-# %% ../nbs/41_debias.ipynb #5d7f59ba
+# %% ../nbs/41_debias.ipynb #51c44ac4
 def compare(model, tokenizer, train, test, # tables with text, group, concept and task: who erasers are fitted on, who judges
             at,                 # a Site; or several: 'mask', 'mask + leace' and 'leace' work at all of them in turn, the others at the last
             featurizer=None,    # an SAE, a `Featurizer` or None for neurons; for several sites {site: ...}
@@ -239,7 +239,7 @@ def compare(model, tokenizer, train, test, # tables with text, group, concept an
             made[m] = e
             with e.attach(model): now = read(test.text)
         papers[m] = judge(now, was)
-        if e is not None and len(ordinary): papers[m].frame = pd.concat([papers[m].frame, pd.DataFrame(er._damage(model, tokenizer, list(ordinary), e))], ignore_index=True)
+        if e is not None and len(ordinary): papers[m].frame = pd.concat([papers[m].frame, text_damage(model, tokenizer, list(ordinary), e)], ignore_index=True)
         text = papers[m].frame[(papers[m].frame.what == 'text') & (papers[m].frame.reader == 'loss')]
         cell = by_cell(misled, now, test[erase], test[keep], typical)
         cells[m] = cell['cells']

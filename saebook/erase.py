@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Carried', 'carried', 'carried_rows', 'reconstruction_gate', 'Eraser', 'fit_feature_eraser', 'fit_eraser',
            'closed_form_eraser', 'scrub', 'oracle', 'chosen_eraser', 'random_eraser', 'fold', 'Certificate',
-           'certify_features', 'certify', 'certify_eraser']
+           'certify_features', 'certify', 'text_damage', 'certify_eraser']
 
 # %% ../nbs/40_erase.ipynb #86563008
 import contextlib, copy, math, re, warnings
@@ -23,7 +23,7 @@ from .intervene import BinaryMask, Featurizer, FixedMask, Intervention, Neurons,
 from .sae import SAE
 from .sites import Site
 
-# %% ../nbs/40_erase.ipynb #4aebafb5
+# %% ../nbs/40_erase.ipynb #d32acee3
 def _featurizer(f, d): # an SAE is taken as it is, None as neurons
     if f is None: return Neurons(d)
     if isinstance(f, SAE): f = SAEFeaturizer(f)
@@ -49,9 +49,9 @@ class Carried:
         "The activations after features were replaced: [rows, d]."
         on = mask.nonzero()[:, 0]
         return self.X - (self.F[:, on].double() - self.s[:, None]*self.level[on])*mask[on] @ self.W[on]
-
-def _turned(c, R): # the same activations in orthonormal directions [d, n]
-    return replace(c, R=c.X, F=(c.X @ R).float(), s=torch.ones_like(c.s), W=R.T, level=c.X.mean(0) @ R)
+    def turned(self, R): # [d, n], orthonormal columns
+        "What these directions carry of the same activations; the identity gives the neurons."
+        return replace(self, R=self.X, F=(self.X @ R).float(), s=torch.ones_like(self.s), W=R.T, level=self.X.mean(0) @ R)
 
 def _carry(f, W, h): # of activations [rows, d]: these, what features make of them, amounts in their units, the units, bare amounts
     h = h.to(W)
@@ -163,7 +163,7 @@ def _learnt_adversary(X, A, cell): # masked activations, contrasts of the concep
     ridge = 1e-4*S.trace()/len(S) if S.any() else 1. # a row a cell: nothing varies within
     return torch.linalg.solve(S + ridge*torch.eye(len(S), dtype=S.dtype), (A @ X).T)
 
-# %% ../nbs/40_erase.ipynb #3a218678
+# %% ../nbs/40_erase.ipynb #7cbfe652
 def _learn_mask(c:Carried, e, k, turn=None, # numbers of classes; a `Rotation` to learn with the mask
                 cost=1., weight=1., adversaries=0, steps=300, lr=.05, progress=False): # -> the mask, history
     A, B = _contrasts(e, k)
@@ -187,7 +187,7 @@ def _learn_mask(c:Carried, e, k, turn=None, # numbers of classes; a `Rotation` t
         m = mask.soft()*alive
         if adversaries and step % max(1, steps//adversaries) == 0:
             with torch.no_grad():
-                now = (c if turn is None else _turned(c, turn.directions.double())).without(m)
+                now = (c if turn is None else c.turned(turn.directions.double())).without(m)
                 w = _learnt_adversary(now, A, cell)
                 bag.append((w, size(A @ now @ w)))
         E, K = left_over(m)
@@ -222,7 +222,7 @@ def _tables(concept, task, erase='the concept', keep='the task'): # what both la
 
 def _projected(P, X): return Intervention(P, kind='mean', value=X.double().mean(0) @ P.read.double())
 
-# %% ../nbs/40_erase.ipynb #9fc2d506
+# %% ../nbs/40_erase.ipynb #8ed6c541
 def _fit_site(c, f, e, k, groups, at, cost=1., weight=1., adversaries=0, rest='leave', steps=300, lr=.05, gate=.02, progress=False): # -> interventions, how it went
     about = dict(features=0, of=f.n, gate=None)
     if isinstance(f, SAEFeaturizer) and gate is not None:
@@ -234,7 +234,7 @@ def _fit_site(c, f, e, k, groups, at, cost=1., weight=1., adversaries=0, rest='l
     chosen, history = _learn_mask(c, e, k, turn, cost, weight, adversaries, steps, lr, progress)
     if turn is not None:
         f = turn.requires_grad_(False).eval()
-        c = _turned(c, turn.directions.double())
+        c = c.turned(turn.directions.double())
     edits = [Intervention(f, FixedMask(f.n, chosen), 'mean', c.level)]
     if rest == 'leace':
         X = c.without(chosen.double())
@@ -460,7 +460,7 @@ def certify(what, *args, **kw): # features [rows, d], or a model
     "`certify_features` of features, `certify_eraser` of a model: a `Certificate`."
     return (certify_features if isinstance(what, (np.ndarray, torch.Tensor)) else certify_eraser)(what, *args, **kw)
 
-# %% ../nbs/40_erase.ipynb #adab310d
+# %% ../nbs/40_erase.ipynb #dcc16efe
 def _later(model, at): # sites behind `at`, at the end of each block
     depth = _depth(model, at)
     try: path = sites.blocks(model)
@@ -471,7 +471,8 @@ def _later(model, at): # sites behind `at`, at the end of each block
         depth = 0 # an embedding: every block is later
     return [s for s in (sites.site(model, l) for l in range(depth, sites.n_layers(model))) if s != at]
 
-def _damage(model, tokenizer, texts, eraser, batch=32): # the loss of a text, nats a token, and its divergence
+def text_damage(model, tokenizer, texts, eraser:Eraser, batch:int=32):
+    "What an eraser costs ordinary texts, nats a token: a frame with the loss and the divergence from what the model said before, and intervals over texts, as a `Certificate` has it."
     got = []
     for i in range(0, len(texts), batch):
         x = sites.tokenize(tokenizer, list(texts[i:i + batch]), side='right', max_length=256)
@@ -483,7 +484,7 @@ def _damage(model, tokenizer, texts, eraser, batch=32): # the loss of a text, na
     for name, b, a in (('loss', was, now), ('KL', None, kl)):
         low, high = metrics.bootstrap(lambda w: (w*a).sum()/(w*n).sum(), whose)
         rows.append(dict(what='text', reader=name, before=math.nan if b is None else b.sum()/n.sum(), after=a.sum()/n.sum(), low=low, high=high, chance=math.nan, beats=False))
-    return rows
+    return pd.DataFrame(rows)
 
 def _frozen(X, E, concept, task, groups, seed): # a probe of the task fitted on X, judged on X and on E: all in all, and in its worst cell
     held = probe.group_split(groups, seed=seed)
@@ -497,7 +498,7 @@ def _frozen(X, E, concept, task, groups, seed): # a probe of the task fitted on 
         rows.append(dict(what='probe', reader=name, before=stat(was, one), after=stat(now, one), low=low, high=high, chance=math.nan, beats=False))
     return rows
 
-# %% ../nbs/40_erase.ipynb #8be0831d
+# %% ../nbs/40_erase.ipynb #6abcd600
 def _unmet(eraser, groups):
     met = set(_met(groups)) & set(eraser.about.get('groups', []))
     if met: raise BadInput(f'the eraser was fitted on {len(met)} of the {len(set(groups))} groups it is to be judged on: give others')
@@ -521,5 +522,5 @@ def certify_eraser(model, tokenizer, data:pd.DataFrame, # texts of groups that t
     if keep:
         task = data[keep].to_numpy()
         rows += _rows('task', read(now[at], task, ('linear',)), read(was[at], task, ('linear',)).accuracy) + _frozen(was[at], now[at], concept, task, groups, seed)
-    if len(ordinary): rows += _damage(model, tokenizer, list(ordinary), eraser)
+    if len(ordinary): rows += text_damage(model, tokenizer, list(ordinary), eraser).to_dict('records')
     return Certificate(pd.DataFrame(rows), dict(erase=erase, keep=keep, pool=pool, texts=len(data), splits=splits, seed=seed, eraser=eraser.about))

@@ -6,7 +6,7 @@
 __all__ = ['toy_activations', 'TrainConfig', 'aux_loss', 'loss_of', 'Signum', 'device', 'Trainer', 'TrainResult',
            'check_activations', 'train_sae', 'resume', 'sweep', 'summary', 'tensorboard']
 
-# %% ../nbs/08_train.ipynb #0f6da577
+# %% ../nbs/08_train.ipynb #5b969377
 import atexit, contextlib, functools, itertools, json, math, os, time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from . import cache, codes, sites
 from .cache import ActivationCache, Contexts, LiveActivations, SiteView
 from .codes import SparseCode
 from .core import BadInput, atomic, digest, one_of, out_dir, plain, processes, read_json, write_json
-from .sae import _FIXED, SAE, Transcoder
+from .sae import _FIXED, SAE, JointSAE, Transcoder
 from .sites import Site, unwrap
 
 # %% ../nbs/08_train.ipynb #c6d0b10b
@@ -98,7 +98,7 @@ def aux_loss(sae:SAE, x:torch.Tensor, residual:torch.Tensor, # x [rows, d_in], r
     guess = torch.where(pre >= least, F.relu(pre), 0) @ sae.W_dec.index_select(0, ids)
     return (guess - target).square().sum()/len(x) / _variance(target).clamp_min(1e-12)
 
-# %% ../nbs/08_train.ipynb #7ae13a72
+# %% ../nbs/08_train.ipynb #4daab7d2
 def _out(sae, code, x, upto=None): # code: a SparseCode or dense
     if upto is not None: code = SparseCode(code.values*(code.indices < upto), code.indices, code.n, code._entries) if isinstance(code, SparseCode) else torch.cat([code[:, :upto], torch.zeros_like(code[:, upto:])], 1)
     return sae.decode(code, x)
@@ -111,14 +111,14 @@ def _code(sae, x, y, cfg):
             code, gate = sae.gated(x)
             open_ = F.relu(gate)
             told = open_ @ sae.W_dec.detach() + sae.b_dec.detach()
-            cost = cfg.l1*open_.sum(1).mean() + (y - told).square().mean()
+            cost = cfg.l1*(open_*sae.prices()).sum(1).mean() + (y - told).square().mean()
         elif a == 'jump_relu':
             pre = F.relu(sae.pre(x))
             code = codes.jump_relu(pre, sae.threshold, cfg.width)
             cost = cfg.l0*codes.jump_count(pre, sae.threshold, cfg.width).sum(1).mean()
         else:
             code = sae.dense(x)
-            cost = cfg.l1*code.sum(1).mean()
+            cost = cfg.l1*(code*sae.prices()).sum(1).mean()
         active = code > 0
         return code, cost, active.any(0), active.sum(1).float().mean()
     more = sae.encode(x, cfg.exact, min(sae.n, 4*sae.k)) if cfg.multi and a == 'topk' else None
@@ -145,8 +145,10 @@ def _judge(sae, x, y, code, guess, cost, cfg, dead, task=None):
 def loss_of(sae:SAE, x:torch.Tensor, y:torch.Tensor, # [rows, d_in], [rows, d_out]: what is read, and what is to be said (of an SAE: the same)
             cfg:TrainConfig, dead=None):             # [n] bool: features to revive
     "The loss of a batch of unit variance, its figures (fvu, l0), and which features fired [n]."
+    x, y = sae.shown(x, y)
     code, cost, fired, l0 = _code(sae, x, y, cfg)
-    loss, fvu = _judge(sae, x, y, code, _out(sae, code, x), cost, cfg, dead)
+    guess, more = sae.counted(code, _out(sae, code, x), y)
+    loss, fvu = _judge(sae, x, y, code, guess, cost + more, cfg, dead)
     return loss, dict(fvu=fvu, l0=l0), fired
 
 # %% ../nbs/08_train.ipynb #cff80158
@@ -450,7 +452,7 @@ def _whole(live, keys, at, name, cfg): # whole contexts, for what the model says
     some = live.ctx[torch.cat([order.batch(i)[0] for i in range(min(16, len(live.ctx)//order.size))]).unique().numpy()]
     return _Feed(lambda step: live.ctx[order.batch(step)[0].numpy()], keys, cache.activations(live.model, some, at, live.batch, progress=False), name, live=live)
 
-# %% ../nbs/08_train.ipynb #afead05f
+# %% ../nbs/08_train.ipynb #2ff76a39
 def _feed(saes, given, cfg):
     if isinstance(given, (ActivationCache, LiveActivations)): return _from_sites(saes, given, cfg, where=dict(cache=given.path) if isinstance(given, ActivationCache) else None)
     pair = isinstance(given, (list, tuple))
@@ -474,9 +476,9 @@ def _fingerprint(x): # of a tensor: its shape and some of its rows
 def _check_sae(sae):
     if sae.center_input or sae.normalize != 'none': raise BadInput(f'an SAE with center_input={sae.center_input} and normalize={sae.normalize!r} was given: train one without, on activations treated so')
     if sae.W_dec.dtype != torch.float32: raise BadInput(f'an SAE in {sae.W_dec.dtype} was given: train it in float32 (sae.float()) and convert it afterwards')
-    if (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
+    if not isinstance(sae, JointSAE) and (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
 
-# %% ../nbs/08_train.ipynb #7c666c55
+# %% ../nbs/08_train.ipynb #3cc40d74
 @torch.no_grad()
 def _start_from(sae, x, y, seed): # x [rows, d_in], y [rows, d_out] around their means
     g = torch.Generator().manual_seed(seed)
@@ -490,8 +492,9 @@ def _fit_length(sae, x, scale, cfg): # with rows of unit length the k features t
     meet = size = 0.
     for rows in x[::-(-len(x)//1024)].split(256):
         rows = (rows.float()/scale).to(sae.W_enc.device)
-        y = sae.decode(sae.encode(rows, cfg.exact)) - sae.b_dec
-        meet, size = meet + ((rows - sae.b_dec)*y).sum().item(), size + y.square().sum().item()
+        seen, want = sae.shown(rows, rows)
+        y = sae.decode(sae.encode(seen, cfg.exact)) - sae.b_dec
+        meet, size = meet + ((want - sae.b_dec)*y).sum().item(), size + y.square().sum().item()
     if size > 0 and 0 < meet/size < math.inf: sae.W_enc.mul_(meet/size)
 
 def _spreads(x, y, cfg): # some of what is read [rows, d_in], and is to be said: norm of the longest token that is no outlier, means and spreads of both
@@ -506,6 +509,7 @@ def _spreads(x, y, cfg): # some of what is read [rows, d_in], and is to be said:
 @torch.no_grad()
 def _begin(sae, cfg, x, y, spreads):
     (longest, mean_x, a, mean, b), fresh = spreads, not (sae.b_dec.any() or sae.b_enc.any())
+    if isinstance(sae, JointSAE): a = b = sae.measured(x)
     t = Trainer(sae, cfg, mean, (a, b), longest)
     try:
         if cfg.outlier:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import saebook
 
-# %% ../nbs/90_cli.ipynb #310364c2
+# %% ../nbs/90_cli.ipynb #5f0b8d8d
 def _parser():
     p = argparse.ArgumentParser(prog='saebook', description='Work with the features of neural networks.')
     p.add_argument('--version', action='version', version=f'saebook {saebook.__version__}')
@@ -32,18 +32,18 @@ def _parser():
     q.add_argument('--device', metavar='NAME', help='cpu, cuda, ... (default: a GPU if there is one)')
     q.add_argument('--quiet', action='store_true', help='no progress bars')
     r = sub.add_parser('run', help='run an experiment from one YAML or JSON file; its key `kind` says which')
-    r.add_argument('config', metavar='CONFIG.yaml', help='kind: ravel or erase, and the fields of that experiment')
+    r.add_argument('config', metavar='CONFIG.yaml', help='kind: ravel, erase or merge, and the fields of that experiment')
     r.add_argument('--out', metavar='DIR', help='folder for the results (default: runs/KIND-NAME, the name from the configuration); what is there already is gone on with')
     r.add_argument('--quiet', action='store_true', help='no progress bars')
     return p
 
-# %% ../nbs/90_cli.ipynb #da8db09f
+# %% ../nbs/90_cli.ipynb #d0f6e338
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
     print(f"{result}\n\n{result.metrics['seconds']:.0f} seconds; open {result.out/'report.html'}")
 
-KINDS = dict(ravel=('saebook.ravel', 'RavelConfig', 'run_ravel'), erase=('saebook.debias', 'EraseConfig', 'run_erase')) # module, its configuration, what runs it
+KINDS = dict(ravel=('saebook.ravel', 'RavelConfig', 'run_ravel'), erase=('saebook.debias', 'EraseConfig', 'run_erase'), merge=('saebook.merge', 'MergeConfig', 'run_merge')) # module, its configuration, what runs it
 
 def _run(config, out, quiet):
     from saebook.core import configured, digest, one_of, read_config

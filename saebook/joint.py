@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PENALTIES', 'toy_pairs', 'paired_activations', 'beside', 'train_joint', 'relative_norms', 'whose', 'latent_scaling',
-           'LinearMap', 'fit_ridge', 'cross_fvu', 'feature_table', 'feature_tokens']
+           'LinearMap', 'fit_ridge', 'cross_fvu', 'feature_table', 'feature_tokens', 'feature_fates']
 
 # %% ../nbs/20_joint.ipynb #f3bf2b0b
 import math
@@ -177,3 +177,21 @@ def feature_tokens(joint:JointSAE, acts, ctx:Contexts, tokenizer, features, n:in
             top = mean.topk(min(n, len(mean)))
             rows.setdefault(int(f), {})[name] = ' '.join(repr(tokenizer.decode([i])) for v, i in zip(top.values.tolist(), top.indices.tolist()) if v > 0)
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('feature').reset_index()
+
+# %% ../nbs/20_joint.ipynb #db8b14f5
+@torch.no_grad()
+def feature_fates(joint:JointSAE, m:int, was, now, # which parent; its activations, and those of another model of its basis, at the same tokens [tokens, d_m]
+                  batch:int=4096):
+    """A frame with a row a feature of parent m: `rate` (share of the tokens on which the parent has it), `correlation` of its amounts in both, `ratio` of its mean amounts (other : parent), and `fate`: 'kept' (correlation .8 or more),
+    'lost' (below .2), 'changed', or 'dead' where the parent never has it."""
+    if was.shape != now.shape: raise BadInput(f'activations {tuple(was.shape)} and {tuple(now.shape)} were given: give those of the same tokens')
+    s = torch.zeros(6, joint.n, dtype=torch.float64)
+    for i in range(0, len(was), batch):
+        a, b = (joint.encode(x[i:i + batch].float(), source=m).to_dense().double().cpu() for x in (was, now))
+        s += torch.stack([a.sum(0), b.sum(0), (a*b).sum(0), (a*a).sum(0), (b*b).sum(0), (a > 0).double().sum(0)])
+    n = len(was)
+    a, b, ab, aa, bb, rate = s/n
+    r = (ab - a*b)/((aa - a*a).clamp_min(0)*(bb - b*b).clamp_min(0)).sqrt()
+    r = torch.where(rate > 0, r.nan_to_num(0.), math.nan)
+    fate = np.select([rate == 0, r >= .8, r < .2], ['dead', 'kept', 'lost'], 'changed')
+    return pd.DataFrame(dict(feature=range(joint.n), rate=rate, correlation=r, ratio=torch.where(a > 0, b/a, math.nan), fate=fate))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['hook_site', 'recognise', 'load_sae', 'save_sae']
 
-# %% ../nbs/06_formats.ipynb #cd0579cd
+# %% ../nbs/06_formats.ipynb #736e9224
 import re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np, torch, torch.nn.functional as F
 
 from . import sites
 from .core import BadInput, atomic, one_of, out_dir, read_config, reason, redacted, write_json
-from .sae import SAE, Transcoder
+from .sae import SAE, JointSAE, Transcoder
 from .sites import Site
 
 # %% ../nbs/06_formats.ipynb #7becbb55
@@ -437,7 +437,7 @@ def _to_dictionary(sae):
     trainer = dict(dict_class=kind, activation_dim=sae.d_in, dict_size=sae.n, k=sae.k, lm_name=sae.info.get('model') or None, layer=int(layer[1]) if layer else None, submodule_name=f'{layer[2]}_layer_{layer[1]}' if layer else None)
     return w, dict(trainer={k: v for k, v in trainer.items() if v is not None}, buffer={})
 
-# %% ../nbs/06_formats.ipynb #429e8030
+# %% ../nbs/06_formats.ipynb #21351652
 _WRITERS = dict(saelens=(_to_saelens, 'sae_weights.safetensors', 'cfg.json'), sparsify=(_to_sparsify, 'sae.safetensors', 'cfg.json'), dictionary_learning=(_to_dictionary, 'ae.pt', 'config.json'))
 
 def save_sae(sae, path, # a folder, made if missing
@@ -446,6 +446,7 @@ def save_sae(sae, path, # a folder, made if missing
     from safetensors.torch import save_file
     one_of('format', format, ('saebook', *_WRITERS))
     if format == 'saebook': return sae.save_pretrained(path)
+    if isinstance(sae, JointSAE): raise BadInput(f'a joint SAE was to be written for {format}, which knows none: give the part of one model, joint.sae(m)')
     if format != 'saelens' and (sae.center_input or sae.normalize != 'none'): _refuse(sae, f'center_input={sae.center_input} and normalize={sae.normalize!r}', format)
     of, weights, config = _WRITERS[format]
     tensors, cfg = of(sae)

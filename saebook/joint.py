@@ -34,7 +34,7 @@ def toy_pairs(tokens:int=20_000, widths=(24, 32), shared:int=32, own=(8, 8), # d
     code = SparseCode(1 + torch.rand(tokens, k, generator=g), which, n)
     return [codes.decode(code, d) for d in D], D
 
-# %% ../nbs/20_joint.ipynb #88dd856d
+# %% ../nbs/20_joint.ipynb #64f0ed44
 def _same_tokens(models, tokenizer):
     for i, m in enumerate(models):
         n = getattr(getattr(sites.unwrap(m), 'config', None), 'vocab_size', None)
@@ -46,7 +46,7 @@ def _at(models, at): # a layer, a Site, or one of either a model -> a Site a mod
     return [a if isinstance(a, Site) else sites.site(m, a) for m, a in zip(models, at)]
 
 def paired_activations(models, tokenizer, texts, # documents, or `Contexts`
-                       at,                      # a layer, a `Site`, or a list of them, one a model
+                       at,                      # a layer, a `Site`, or a list of them, one a model (for `MergedModel` a list of layers is several places)
                        length:int=128, progress:bool=True):
     "Activations of several models at the same tokens, padding and special tokens left out: a list of [tokens, d_m], and the `Contexts`."
     models = list(models)
@@ -111,7 +111,7 @@ def latent_scaling(joint:JointSAE, acts, own:int, other:int): # [tokens, d_m] ea
         nu[name] = torch.where(amount > 0, beta[1]/beta[0], math.nan).float()
     return nu['error'], nu['reconstruction']
 
-# %% ../nbs/20_joint.ipynb #79eaf911
+# %% ../nbs/20_joint.ipynb #2f8de579
 class LinearMap(nn.Module):
     "An affine map (..., d_in) -> (..., d_out): `weight` [d_in, d_out], `bias` [d_out]."
     def __init__(self, weight, bias):
@@ -130,14 +130,15 @@ def fit_ridge(x:torch.Tensor, y:torch.Tensor, # [tokens, d_in], [tokens, d_out]:
     cut = len(x) - max(1, round(len(x)*held))
     if len(x) != len(y) or cut < 2: raise BadInput(f'{len(x)} and {len(y)} tokens were given: give the same tokens, three at least')
     x, y = x.double(), y.double()
-    def solve(x, y, penalty):
-        mx, my = x.mean(0), y.mean(0)
-        G = (x - mx).T @ (x - mx)
-        W = torch.linalg.solve(G + penalty*G.diagonal().mean()*torch.eye(len(G)).to(G), (x - mx).T @ (y - my))
+    if not (torch.isfinite(x).all() and torch.isfinite(y).all()): raise BadInput('activations with NaN or infinity were given: read them in float32')
+    def sums(x, y): mx, my = x.mean(0), y.mean(0); return mx, my, (x - mx).T @ (x - mx), (x - mx).T @ (y - my)
+    def solve(mx, my, G, C, penalty):
+        if not G.any(): raise BadInput('activations that are all equal were given: there is nothing to tell the others from')
+        W = torch.linalg.solve(G + penalty*G.diagonal().mean()*torch.eye(len(G)).to(G), C)
         return W, my - mx @ W
     def missed(W, b): return (x[cut:] @ W + b - y[cut:]).square().sum().item()
-    best = min(penalties, key=lambda p: missed(*solve(x[:cut], y[:cut], p)))
-    return LinearMap(*solve(x, y, best))
+    some = sums(x[:cut], y[:cut])
+    return LinearMap(*solve(*sums(x, y), min(penalties, key=lambda p: missed(*solve(*some, p)))))
 
 @torch.no_grad()
 def cross_fvu(joint:JointSAE, acts, # [tokens, d_m] each, of text that nothing was fitted on
@@ -154,7 +155,7 @@ def cross_fvu(joint:JointSAE, acts, # [tokens, d_m] each, of text that nothing w
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/20_joint.ipynb #ae870587
+# %% ../nbs/20_joint.ipynb #0f8df06b
 def feature_table(joint:JointSAE, acts, names=None, low:float=.3): # [tokens, d_m] each, of held-out text; a name for each model
     "A frame with a row a feature: how often it fires (share of the tokens, on the code of all models), each model's share of its decoders, and who has it: 'shared', 'only ...', or 'dead'."
     names = [str(m) for m in (range(joint.models) if names is None else names)]
@@ -165,15 +166,19 @@ def feature_table(joint:JointSAE, acts, names=None, low:float=.3): # [tokens, d_
     return pd.DataFrame(dict(feature=range(joint.n), rate=rate, **{n: share[:, m].cpu() for m, n in enumerate(names)}, whose=['dead' if r == 0 else who(h) for r, h in zip(rate, has.tolist())]))
 
 def feature_tokens(joint:JointSAE, acts, ctx:Contexts, tokenizer, features, n:int=5, names=None): # acts of the tokens in use of `ctx`
-    "The tokens on which features fire most in the eyes of each model alone: a frame with a row a feature and a column a model."
+    "The tokens on which features fire most, on the average over where they stand, in the eyes of each model alone: a frame with a row a feature and a column a model."
     names, rows = [str(m) for m in (range(joint.models) if names is None else names)], {}
     row, pos = ctx.where()
     ids = ctx.input_ids[row, pos]
+    if any(len(a) != len(ids) for a in acts): raise BadInput(f'activations of {len(acts[0])} tokens were given for contexts with {len(ids)} in use: give those of these contexts')
+    often = torch.bincount(ids).float()
+    for f in features:
+        if not 0 <= f < joint.n: raise BadInput(f'feature {f} was asked for: this dictionary has 0 to {joint.n - 1}')
     for m, name in enumerate(names):
         code = joint.encode(acts[m].float(), source=m)
         for f in features:
             a = code.column(int(f)).cpu()
-            mean = torch.zeros(int(ids.max()) + 1).index_add_(0, ids, a)
+            mean = torch.zeros(len(often)).index_add_(0, ids, a)/often.clamp_min(1)
             top = mean.topk(min(n, len(mean)))
             rows.setdefault(int(f), {})[name] = ' '.join(repr(tokenizer.decode([i])) for v, i in zip(top.values.tolist(), top.indices.tolist()) if v > 0)
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('feature').reset_index()

@@ -7,8 +7,8 @@ __all__ = ['MIXTURES', 'RULES', 'CORRECTIONS', 'METHODS', 'says', 'TextLoss', 't
            'Corrections', 'fit_corrections', 'last_words', 'forward_cost', 'compare_merges', 'plot_merges',
            'MergeConfig', 'run_merge', 'JointSAE', 'train_joint', 'merge_weights', 'align']
 
-# %% ../nbs/22_merge.ipynb #99300daa
-import contextlib, copy, functools, json, math, time
+# %% ../nbs/22_merge.ipynb #2894fc14
+import contextlib, copy, functools, json, math, re, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +16,12 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from . import cache, metrics, sites, weights
 from .cache import Contexts
-from .core import BadInput, atomic, digest, one_of, out_dir, plain, read_json, seeded, write_json
+from .core import BadInput, atomic, digest, one_of, out_dir, plain, read_json, reason, seeded, write_json
 from .joint import LinearMap, fit_ridge, paired_activations, train_joint
 from .sae import SAE, JointSAE, Transcoder
 from .sites import Site
@@ -30,15 +30,29 @@ from .weights import align, merge_weights
 
 _all_ = ['JointSAE', 'train_joint', 'merge_weights', 'align']
 
-# %% ../nbs/22_merge.ipynb #c232ed58
+# %% ../nbs/22_merge.ipynb #8ed7d196
 def _rows(tokenizer, texts, length): # documents, one text or `Contexts` -> `Contexts` whose groups are what intervals resample
     ctx = texts if isinstance(texts, Contexts) else cache.contexts(tokenizer, texts, length)
     return ctx if len(set(ctx.group)) >= 5 else Contexts(ctx.input_ids, ctx.attention_mask, ctx.use, np.arange(len(ctx)))
 
+def _one_vocabulary(parents, way='they can still be compared text by text'):
+    sizes = [getattr(getattr(p, 'config', None), 'vocab_size', None) for p in parents]
+    if len(set(sizes)) > 1: raise BadInput(f'models with vocabularies of {", ".join(map(str, sizes))} tokens were given: merging goes token by token, so give models of one tokenizer; {way}')
+
 def says(model):
     "What a model says of the next token: a function of inputs (`input_ids`, `attention_mask` [batch, seq]) that gives log-probabilities [batch, seq, vocabulary]."
     if not isinstance(model, nn.Module): return model
-    return lambda inputs: sites.forward(model, inputs).logits.float().log_softmax(-1)
+    def say(inputs):
+        with _still(model): return sites.forward(model, inputs).logits.float().log_softmax(-1)
+    return say
+
+@contextlib.contextmanager
+def _still(model): # in eval mode inside the block
+    moving = [m for m in model.modules() if m.training]
+    for m in moving: m.training = False
+    try: yield
+    finally:
+        for m in moving: m.training = True
 
 @dataclass
 class TextLoss:
@@ -55,29 +69,33 @@ def text_loss(model,      # a causal language model, or a function as `says` giv
     for rows, b in cache.batches(ctx, batch):
         target, seen = b['input_ids'][:, 1:], (b['attention_mask'][:, 1:]*b['attention_mask'][:, :-1]).double()
         p = say(b)[:, :-1].cpu().gather(-1, target[..., None])[..., 0].double()
-        sums[rows], n[rows] = -(p*seen).sum(1).numpy(), seen.sum(1).numpy()
+        r = rows.numpy() # NumPy takes a tensor of one row for a number
+        sums[r], n[r] = -(p*seen).sum(1).numpy(), seen.sum(1).numpy()
+    if not n.sum(): raise BadInput('texts without two tokens in a row were given, or rows padded on the left: there is nothing to predict, give longer ones, padded on the right')
     low, high = metrics.bootstrap(lambda w: (w*sums).sum()/(w*n).sum(), ctx.group)
     return TextLoss(sums.sum()/n.sum(), low, high, sums, n)
 
-# %% ../nbs/22_merge.ipynb #67b3b95c
+# %% ../nbs/22_merge.ipynb #10d65c3b
 MIXTURES = ('probability', 'logit', 'bayes')
 
 def ensemble(models, how:str='probability'): # one of `MIXTURES`
     "Several models side by side: a function as `says` gives. It costs as much as all of them."
     one_of('mixture', how, MIXTURES)
     models = list(models)
+    _one_vocabulary([m for m in models if isinstance(m, nn.Module)])
     def say(inputs):
         each = torch.stack([says(m)(inputs) for m in models])
         if how == 'logit': return each.mean(0).log_softmax(-1)
         weight = torch.zeros_like(each[..., :1])
         if how == 'bayes': # what each has said of the tokens up to here
-            ids, mask = inputs['input_ids'].to(each.device), inputs['attention_mask'].to(each.device)
+            ids = inputs['input_ids'].to(each.device)
+            mask = inputs.get('attention_mask', torch.ones_like(ids)).to(each.device)
             told = each[:, :, :-1].gather(-1, ids[None, :, 1:, None].expand(len(models), -1, -1, 1))*(mask[:, 1:]*mask[:, :-1])[None, ..., None]
             weight[:, :, 1:] = told.cumsum(2)
         return torch.logsumexp(each + weight.log_softmax(0), 0)
     return say
 
-# %% ../nbs/22_merge.ipynb #8f58a5f8
+# %% ../nbs/22_merge.ipynb #d0723b81
 RULES = ('mean', 'error')
 
 class _Caches(DynamicCache): # the first model's cache, and with it those of the others
@@ -94,6 +112,7 @@ class _Caches(DynamicCache): # the first model's cache, and with it those of the
     def reset(self): self._all('reset')
 
 def _places(parents, at): # a layer, layers, or lists of a Site a model -> [place][model] Sites
+    if isinstance(at, Site): at = [[at]*len(parents)]
     at = at if isinstance(at, (list, tuple)) else [at]
     if at and all(isinstance(a, Site) for a in at): at = [at]
     out = [list(a) if isinstance(a, (list, tuple)) else [sites.site(m, a) if not isinstance(a, Site) else a for m in parents] for a in at]
@@ -102,11 +121,7 @@ def _places(parents, at): # a layer, layers, or lists of a Site a model -> [plac
         for m, s in zip(parents, p): sites.module_at(m, s.path)
     return out
 
-def _one_vocabulary(parents, way='they can still be compared text by text'):
-    sizes = [getattr(getattr(p, 'config', None), 'vocab_size', None) for p in parents]
-    if len(set(sizes)) > 1: raise BadInput(f'models with vocabularies of {", ".join(map(str, sizes))} tokens were given: merging goes token by token, so give models of one tokenizer; {way}')
-
-# %% ../nbs/22_merge.ipynb #2faa5be2
+# %% ../nbs/22_merge.ipynb #3210bc73
 class MergedModel(PreTrainedModel, GenerationMixin):
     """Several causal language models that run as one: at each place the first one's activation is mixed with what the others think there, translated. Widths and architectures may differ, the tokenizer may not. It is a Hugging Face model: call it, `generate`, `save_pretrained`.
     Costs the first model, and the others up to their last site."""
@@ -131,8 +146,9 @@ class MergedModel(PreTrainedModel, GenerationMixin):
         self.eval()
 
     def _translator(self, t, place):
-        widths = [sites.width(m, s) for m, s in zip(self.parents, place)]
+        widths = [sites.width(m, s.at(None)) for m, s in zip(self.parents, place)]
         if isinstance(t, JointSAE):
+            if t.sites and [(s.path, s.side) for s in t.sites] != [(s.path, s.side) for s in place]: raise BadInput(f'a joint SAE of {", ".join(map(str, t.sites))} was given for {", ".join(map(str, place))}: train it at these sites')
             if t.widths != widths: raise BadInput(f'a joint SAE of widths {t.widths} was given for activations of widths {widths} at {", ".join(map(str, place))}: train it at these sites')
             return t
         if self.rule == 'error': raise BadInput("the rule 'error' was asked for without a joint SAE: it moves an activation by the difference of two codes, so give one, or take rule='mean'")
@@ -142,7 +158,8 @@ class MergedModel(PreTrainedModel, GenerationMixin):
         maps = list(t) if isinstance(t, (list, tuple)) else [t]*(len(widths) - 1)
         if len(maps) != len(widths) - 1: raise BadInput(f'{len(maps)} translators were given for {len(widths) - 1} models after the first: give one each')
         for m, d in zip(maps, widths[1:]):
-            got = m(torch.zeros(1, d)).shape[-1]
+            try: got = m(torch.zeros(1, d)).shape[-1]
+            except RuntimeError as e: raise BadInput(f'a translator was given that does not take activations of width {d} ({reason(e)}): fit it on those of these sites') from None
             if got != widths[0]: raise BadInput(f'a translator from width {d} gave width {got}: the first model has {widths[0]}')
         return nn.ModuleList(maps)
 
@@ -183,17 +200,19 @@ def generate(self:MergedModel, *args, **kw):
     if kw.get('use_cache', True) and kw.get('past_key_values') is None: kw['past_key_values'] = _Caches([p.config for p in self.parents])
     return GenerationMixin.generate(self, *args, **kw)
 
-# %% ../nbs/22_merge.ipynb #b84f3b95
+# %% ../nbs/22_merge.ipynb #f2499ff2
 @patch
 def save_pretrained(self:MergedModel, path, **kw): # a folder, made if missing; further arguments as the parents' `save_pretrained`
     "Write the parents, a folder each, the translators and `merged.json`."
     from safetensors.torch import save_file
+    kinds = [['JointSAE'] if isinstance(t, JointSAE) else [type(m).__name__ for m in t] for t in self.translators]
+    for k in sum(kinds, []):
+        if k not in ('JointSAE', 'LinearMap', 'Identity'): raise BadInput(f'a translator that is a {k} was to be saved: joint SAEs and LinearMaps can be')
     path = out_dir(path)
     for i, p in enumerate(self.parents): sites._quietly(lambda: p.save_pretrained(path/f'parent-{i}', **kw))
-    kinds = [['JointSAE'] if isinstance(t, JointSAE) else [type(m).__name__ for m in t] for t in self.translators]
     for i, t in enumerate(self.translators):
         if isinstance(t, JointSAE): t.save_pretrained(path/f'translator-{i}')
-        elif not all(isinstance(m, (LinearMap, nn.Identity)) for m in t): raise BadInput(f'a translator of {kinds[i]} was to be saved: joint SAEs and LinearMaps can be')
+    self.generation_config.save_pretrained(path)
     tensors = {f'{i}.{j}.{k}': v.detach().cpu().contiguous() for i, t in enumerate(self.translators) if not isinstance(t, JointSAE) for j, m in enumerate(t) for k, v in m.state_dict().items()}
     with atomic(path/'translators.safetensors') as tmp: save_file(tensors, tmp)
     write_json(path/'merged.json', dict(format='saebook-merged', version=1, rule=self.rule, weight=self.weight, at=[[s.to_dict() for s in p] for p in self.at], translators=kinds))
@@ -205,23 +224,29 @@ def from_pretrained(cls:MergedModel, path): # a folder that `save_pretrained` wr
     from safetensors.torch import load_file
     path = Path(path)
     if not (path/'merged.json').is_file(): raise BadInput(f'{str(path)!r} has no merged.json: give a folder that MergedModel.save_pretrained wrote')
-    cfg = read_json(path/'merged.json')
+    try: cfg = read_json(path/'merged.json')
+    except ValueError as e: raise BadInput(f"{str(path/'merged.json')!r} is not JSON ({e}): save the model again") from None
     if not isinstance(cfg, dict) or cfg.get('format') != 'saebook-merged' or cfg.get('version') != 1: raise BadInput(f'{str(path)!r} holds no merged model of version 1: give a folder that MergedModel.save_pretrained wrote')
     from transformers import AutoModelForCausalLM
+    gone = [f for f in ('translators.safetensors', *(f'parent-{i}/config.json' for i in range(len(cfg['at'][0])))) if not (path/f).is_file()]
+    if gone: raise BadInput(f'{str(path)!r} lacks {gone[0]}: save the model again')
     parents = [sites._quietly(lambda: AutoModelForCausalLM.from_pretrained(path/f'parent-{i}', use_safetensors=True)).eval() for i in range(len(cfg['at'][0]))]
     tensors, ts = load_file(path/'translators.safetensors'), []
     for i, kinds in enumerate(cfg['translators']):
-        own = lambda j: LinearMap(tensors[f'{i}.{j}.weight'], tensors[f'{i}.{j}.bias'])
+        own = lambda j: LinearMap(w := tensors[f'{i}.{j}.weight'], tensors[f'{i}.{j}.bias']).to(w.dtype)
         ts.append(JointSAE.from_pretrained(path/f'translator-{i}') if kinds == ['JointSAE'] else [own(j) if k == 'LinearMap' else nn.Identity() for j, k in enumerate(kinds)])
-    return cls(parents, [[Site.from_dict(s) for s in p] for p in cfg['at']], ts if len(ts) > 1 else ts[0], cfg['rule'], cfg['weight'])
+    out = cls(parents, [[Site.from_dict(s) for s in p] for p in cfg['at']], ts if len(ts) > 1 else ts[0], cfg['rule'], cfg['weight'])
+    out.generation_config = GenerationConfig.from_pretrained(path)
+    return out
 
-# %% ../nbs/22_merge.ipynb #1899971d
+# %% ../nbs/22_merge.ipynb #33e89da6
 class _Lessons:
     "Windows of each domain in random order, each batch with as many of every domain."
     def __init__(self, tokenizer, texts, teachers, weights=None, length=256, limit=None, seed=0):
         if not texts or set(texts) != set(teachers): raise BadInput(f'texts of {sorted(texts)} and teachers of {sorted(teachers)} were given: give a teacher and texts for each domain')
         self.teachers, self.weights, self.seed = teachers, {d: 1. for d in texts} | dict(weights or {}), seed
         if set(self.weights) != set(texts) or min(self.weights.values()) < 0 or not any(self.weights.values()): raise BadInput(f'weights {self.weights} were given for {sorted(texts)}: give a number of at least 0 for each domain')
+        if limit is not None and limit < 1: raise BadInput(f'windows={limit} was given: learn from one window of each domain at least, or give None for all')
         self.rows = {}
         for d, t in texts.items():
             if not self.weights[d]: continue
@@ -247,6 +272,12 @@ def _apart(said, wanted, mask): # logits; nats a token by which the first differ
 def _learn(said, params, lessons, steps, batch, lr, warmup=10, decay=0., progress=True, desc='fit'): # said: domain, numbers of rows, inputs -> the loss
     opt, history = torch.optim.AdamW(params, lr=lr, weight_decay=decay), []
     total = sum(lessons.weights[d] for d in lessons.rows)
+    try: _steps(said, params, lessons, steps, batch, lr, warmup, total, progress, desc, opt, history)
+    finally:
+        for p in params: p.grad = None
+    return pd.DataFrame(history)
+
+def _steps(said, params, lessons, steps, batch, lr, warmup, total, progress, desc, opt, history):
     for step in tqdm(range(steps), disable=not progress, desc=desc, leave=False):
         for g in opt.param_groups: g['lr'] = lr*min(1, (step + 1)/max(1, warmup))*(1 + math.cos(math.pi*step/steps))/2
         opt.zero_grad(); row = dict(step=step, loss=0.)
@@ -257,24 +288,28 @@ def _learn(said, params, lessons, steps, batch, lr, warmup=10, decay=0., progres
         if not math.isfinite(row['loss']): raise FloatingPointError(f"the loss is {row['loss']} at step {step}: lower lr ({lr})")
         torch.nn.utils.clip_grad_norm_(params, 1.)
         opt.step(); history.append(row)
-    for p in params: p.grad = None
-    return pd.DataFrame(history)
 
-def _as_taught(student, lessons): # the loss of a model that speaks for itself
+def _as_taught(student, lessons, attached=contextlib.nullcontext): # the loss of a model that speaks for itself; attached: what is at work in it, and not in its teacher
     def said(d, rows, inputs):
-        wanted = sites.forward(lessons.teachers[d], inputs).logits
-        return _apart(sites.forward(student, inputs, grad=True).logits, wanted, inputs['attention_mask'])
+        n = int(inputs['attention_mask'].sum(1).max())
+        inputs = {k: v[:, :n] for k, v in inputs.items()}
+        with _still(lessons.teachers[d]): wanted = sites.forward(lessons.teachers[d], inputs).logits
+        with attached(): now = sites.forward(student, inputs, grad=True).logits
+        return _apart(now, wanted, inputs['attention_mask'])
     return said
 
-# %% ../nbs/22_merge.ipynb #83818f66
+# %% ../nbs/22_merge.ipynb #01a29b6d
 @contextlib.contextmanager
 def _only_after(model, site): # inside, the blocks up to a site at a block's end hand on what they are given
     path = sites.blocks(model)
     skipped = list(sites.module_at(model, path))[:int(site.path.rpartition('.')[2]) + (site.side == 'output')]
+    own = [b.__dict__.get('forward') for b in skipped] # of a model spread over devices, say
     for b in skipped: b.forward = lambda hidden_states, *_, **__: hidden_states
     try: yield
     finally:
-        for b in skipped: del b.forward
+        for b, f in zip(skipped, own):
+            del b.forward
+            if f is not None: b.forward = f
 
 def _tensors(model, path): # whether its blocks give tensors; those of older models gave tuples
     found = []
@@ -287,18 +322,20 @@ class _Parents: # what the parents think and say of a window
     def __init__(self, merged, lessons, memory):
         self.merged, self.lessons, self.kept, self.room = merged, lessons, {}, memory*2**20
         path, first = sites.blocks(merged.parents[0]), merged.at[0][0]
-        self.short = _tensors(merged.parents[0], path) and first.path.rpartition('.')[0] == path and first.positions is None and len({p[0].path.rpartition('.')[0] for p in merged.at}) == 1 and int(first.path.rpartition('.')[2]) == min(int(p[0].path.rpartition('.')[2]) for p in merged.at)
+        at = [p[0].path.rpartition('.') for p in merged.at]
+        self.short = first.positions is None and all(a[0] == path for a in at) and all(int(a[2]) > int(at[0][2]) for a in at[1:]) and _tensors(merged.parents[0], path)
     @torch.no_grad()
     def _read(self, d, inputs): # [what each parent thinks at each place], what the teacher says
         heard, said = [], None
-        for j, p in enumerate(self.merged.parents):
+        for j, p in enumerate(self.merged.parents): # a merged model's parents are in eval mode
             got, at = {}, [place[j] for place in (self.merged.at[:1] if j == 0 else self.merged.at)]
             def keep(s, h): got[s] = h; return h
             if p is self.lessons.teachers[d]:
                 with sites.patch(p, {s: functools.partial(keep, s) for s in at}): said = sites.forward(p, inputs).logits
             else: got = sites.read(p, inputs, at)
             heard.append([got[s] for s in at])
-        return heard, sites.forward(self.lessons.teachers[d], inputs).logits if said is None else said
+        if said is None: said = sites.forward(self.lessons.teachers[d], inputs).logits
+        return heard, said
     def read(self, d, rows, inputs):
         new = [i for i, r in enumerate(rows.tolist()) if (d, r) not in self.kept]
         fresh = {}
@@ -318,7 +355,7 @@ class _Parents: # what the parents think and say of a window
             logits = sites.forward(m.parents[0], inputs, grad=True).logits
         return _apart(logits, wanted, inputs['attention_mask'])
 
-# %% ../nbs/22_merge.ipynb #78613c71
+# %% ../nbs/22_merge.ipynb #cd2c9678
 @patch
 def fit(self:MergedModel, tokenizer,
         texts,            # {domain: documents or `Contexts`}
@@ -330,7 +367,10 @@ def fit(self:MergedModel, tokenizer,
         seed:int=0, progress:bool=True):
     "Train the translators so that the merged model says of each domain's text what the domain's parent says (KL divergence, no labels). In place; a frame with the loss of each step."
     teachers = dict(zip(texts, range(len(self.parents)))) if teachers is None else teachers
+    for t in teachers.values():
+        if isinstance(t, int) and not 0 <= t < len(self.parents): raise BadInput(f'parent {t} was named as a teacher: there are 0 to {len(self.parents) - 1}')
     teachers = {d: self.parents[t] if isinstance(t, int) else t for d, t in teachers.items()}
+    if self.weight == 0: raise BadInput('a merged model of weight 0 was to be fitted, which translates nothing: give it a weight')
     for t in self.translators:
         for m in ([t] if isinstance(t, JointSAE) else t):
             if not list(m.parameters()): raise BadInput('a translator without weights was to be fitted: give LinearMap.identity(d) in place of None')
@@ -338,7 +378,7 @@ def fit(self:MergedModel, tokenizer,
     heard = _Parents(self, lessons, memory)
     with sites.frozen(self.parents): return _learn(heard.said if heard.short else _as_taught(self, lessons), list(self.translators.parameters()), lessons, steps, batch, lr, progress=progress)
 
-# %% ../nbs/22_merge.ipynb #2648ea9c
+# %% ../nbs/22_merge.ipynb #02474854
 def distil(model,            # where to start: merged weights, say. It is left alone
            tokenizer, texts, teachers, # {domain: documents or `Contexts`}, {domain: a model}
            weights=None,     # {domain: how much its teacher counts}; 1 where nothing is said, 0 leaves a domain out
@@ -349,13 +389,14 @@ def distil(model,            # where to start: merged weights, say. It is left a
     "A copy of `model`, all of its weights trained to say of each domain's text what its teacher says (KL divergence, no labels), and the loss of each step as a frame. Best for models of one tokenizer."
     _one_vocabulary([model, *teachers.values()])
     student = copy.deepcopy(sites.unwrap(model)).train()
+    if next(student.parameters()).dtype == torch.float16: raise BadInput('a model in float16 was to be trained: convert it first, model.float()')
     for p in student.parameters(): p.requires_grad_(True)
     lessons = _Lessons(tokenizer, texts, teachers, weights, length, windows, seed)
     said = _as_taught(student, lessons)
     if joint is not None:
         owners = owners or dict(zip(texts, range(joint.models)))
         by_words, said = said, lambda d, rows, inputs: by_words(d, rows, inputs) + (feature_weight*_features_apart(student, joint, at, owners[d], lessons.teachers[d], inputs) if d in owners else 0.)
-    with seeded(seed): history = _learn(said, list(student.parameters()), lessons, steps, batch, lr, decay=.05, progress=progress, desc='distil')
+    with seeded(seed), contextlib.nullcontext() if joint is None else sites.frozen(joint): history = _learn(said, list(student.parameters()), lessons, steps, batch, lr, decay=.05, progress=progress, desc='distil')
     return student.eval(), history
 
 def _features_apart(student, joint, at, m, teacher, inputs): # how far the student's features are from the teacher's, model m of the joint SAE, as a part of their size
@@ -366,7 +407,7 @@ def _features_apart(student, joint, at, m, teacher, inputs): # how far the stude
     have = F.relu(joint.pre(joint.whole([mine if i == m else None for i in range(joint.models)])))
     return (have - want).square().sum()/want.square().sum().clamp_min(1e-9)
 
-# %% ../nbs/22_merge.ipynb #8f2a3156
+# %% ../nbs/22_merge.ipynb #6389f008
 CORRECTIONS = dict(sparse='topk', dense='relu')
 
 class Corrections(nn.Module):
@@ -402,23 +443,29 @@ def fit_corrections(model, tokenizer, texts, teachers, # as for `distil`; the mo
     coders = [Transcoder(d := sites.width(model, s), n, CORRECTIONS[kind], min(k, n), seed=seed + i, d_out=d, info=dict(correction=str(s))) for i, s in enumerate(at)]
     for c in coders: nn.init.zeros_(c.W_dec) # nothing is added at first
     found, lessons = Corrections(at, coders).train(), _Lessons(tokenizer, texts, teachers, length=length, limit=windows, seed=seed)
-    with sites.frozen(model), found.attach(model): history = _learn(_as_taught(model, lessons), list(found.parameters()), lessons, steps, batch, lr, progress=progress, desc='correct')
+    with sites.frozen(model), _still(model): history = _learn(_as_taught(model, lessons, lambda: found.attach(model)), list(found.parameters()), lessons, steps, batch, lr, progress=progress, desc='correct')
     return found.eval(), history
 
-# %% ../nbs/22_merge.ipynb #a8549989
+# %% ../nbs/22_merge.ipynb #a31655f6
+def _passages(path):
+    if not Path(path).is_file(): raise BadInput(f'{str(path)!r} is not there: give a .jsonl file, or a list of texts')
+    try: return pd.read_json(path, lines=True).text
+    except (ValueError, AttributeError) as e: raise BadInput(f'{str(path)!r} could not be read as lines of JSON with a text each: {reason(e)}') from None
+
 @torch.no_grad()
 def last_words(model, tokenizer, passages, # texts; or a .jsonl file whose lines have a `text`
                batch:int=16):
     "Accuracy and perplexity of the last word of each passage: a dict with accuracy, perplexity, n. A word counts as right if the model would write all of its tokens. Raises `BadInput` for a passage of one word."
-    if isinstance(passages, (str, Path)): passages = pd.read_json(passages, lines=True).text
+    if isinstance(passages, (str, Path)): passages = _passages(passages)
     passages, items, say = [str(p).strip() for p in passages], [], says(model)
+    if not passages: raise BadInput('no passages were given: give one at least')
     for p in passages:
-        head, _, word = p.rpartition(' ')
-        if not head.strip(): raise BadInput(f'the passage {p!r} has one word only: there has to be something before the last one')
+        head = re.sub(r'\s+\S+$', '', p)
+        if head == p: raise BadInput(f'the passage {p!r} has one word only: there has to be something before the last one')
         context, ids = tokenizer(head)['input_ids'], tokenizer(p)['input_ids']
         if ids[-1] == tokenizer.eos_token_id: ids, context = ids[:-1], [i for i in context if i != tokenizer.eos_token_id]
         n = next((i for i, (a, b) in enumerate(zip(context, ids)) if a != b), len(context)) # where both begin to differ: a word may take part of the token before it
-        items.append((ids, min(n, len(ids) - 1)))
+        items.append((ids, max(1, min(n, len(ids) - 1))))
     right, told = [], []
     for i in range(0, len(items), batch):
         some = items[i:i + batch]
@@ -429,7 +476,7 @@ def last_words(model, tokenizer, passages, # texts; or a .jsonl file whose lines
             right.append(bool((row.argmax(-1) == want).all())); told.append(row.gather(-1, want[:, None]).double().sum().item())
     return dict(accuracy=float(np.mean(right)), perplexity=float(math.exp(-np.mean(told))), n=len(items))
 
-# %% ../nbs/22_merge.ipynb #4547b7e1
+# %% ../nbs/22_merge.ipynb #e0202a7a
 METHODS = ('base', 'parents', 'ensembles', 'identity', 'ridge', 'original', 'crosscoder', 'error', 'fit linear', 'fit joint', *weights.METHODS, 'distil', 'sparse', 'dense')
 _GRID = dict(task_arithmetic=[dict(lam=l) for l in (.3, .5, .7, 1.)], ties=[dict(density=d, lam=l) for d in (.2, .5, .8) for l in (.7, 1.)], dare_linear=[dict(density=d, lam=l) for d in (.5, .8) for l in (.5, .7)], dare_ties=[dict(density=d, lam=l) for d in (.5, .8) for l in (.7, 1.)],
              slerp=[dict(t=.5)], linear=[{}], regmean=[dict(alpha=a) for a in (.9, .99)]) # what validation text chooses from
@@ -442,10 +489,12 @@ def forward_cost(say, inputs):
     return count.get_total_flops()
 
 class _Bench: # what all methods of one table share
-    def __init__(self, parents, base, tokenizer, texts, held_out, layer, length, config, seed, progress):
-        self.names, self.models, self.base, self.tok, self.held, self.seed, self.progress, self.config = list(parents), list(parents.values()), base, tokenizer, held_out, seed, progress, config
-        self.length, self.layer = length, sites.n_layers(self.models[0]) - 1 if layer is None else layer
+    def __init__(self, parents, base, tokenizer, texts, layer, length, config, seed, progress):
+        self.names, self.models, self.base, self.tok, self.seed, self.progress, self.config = list(parents), list(parents.values()), base, tokenizer, seed, progress, config
+        self.length, self.layer = length, -1 if layer is None else layer # -1: the last block of each
         rows = {d: _rows(tokenizer, t, length) for d, t in texts.items()}
+        for d, c in rows.items():
+            if len(c) < 2: raise BadInput(f'the text of {d!r} is one window of {length} tokens: give more, so that some can be held back to choose by')
         cut = {d: max(1, len(c)//10) for d, c in rows.items()}
         self.fit, self.check = {d: c[:-cut[d]] for d, c in rows.items()}, {d: c[-cut[d]:] for d, c in rows.items()} # the last tenth chooses
         self.teachers = {d: parents.get(d, base) for d in texts}
@@ -466,12 +515,12 @@ class _Bench: # what all methods of one table share
         return copy.deepcopy(self.of(kind, make))
     def missed(self, say): return np.mean([text_loss(say, self.tok, c, self.length).loss for c in self.check.values()])
 
-# %% ../nbs/22_merge.ipynb #0ff3ae18
+# %% ../nbs/22_merge.ipynb #ea064fa3
 def _weights_merge(b, method): # the best of a grid on validation text
-    grams = b.of('grams', lambda: [weights.collect_grams(m, b.tok, b.fit[d]) for m, d in zip(b.models, b.names)]) if method == 'regmean' else None
-    made = [(merge_weights(b.models, b.base if method in _NEEDS_BASE else None, method, weights=None, seed=b.seed, grams=grams, **kw), kw) for kw in _GRID[method]]
-    best = min(made, key=lambda m: b.missed(m[0])) if len(made) > 1 else made[0]
-    return best[0], best[1]
+    grams = b.of('grams', lambda: [weights.collect_grams(m, b.tok, b.fit[d], progress=False) for m, d in zip(b.models, b.names)]) if method == 'regmean' else None
+    make = lambda kw: merge_weights(b.models, b.base if method in _NEEDS_BASE else None, method, seed=b.seed, grams=grams, **kw)
+    best = min(_GRID[method], key=lambda kw: b.missed(make(kw))) if len(_GRID[method]) > 1 else _GRID[method][0]
+    return make(best), best
 
 def _runtime_merge(b, method):
     merged = lambda t, rule='mean': MergedModel(b.models, b.layer, t, rule)
@@ -501,7 +550,7 @@ def _make(b, method): # -> what speaks, the model whose parameters count, what w
     m = _runtime_merge(b, method)
     return m, [m], {}
 
-# %% ../nbs/22_merge.ipynb #f5281c8f
+# %% ../nbs/22_merge.ipynb #c2c0b852
 _SEEDLESS = ('base', 'parents', 'ensembles', 'identity', 'ridge', 'linear', 'slerp', 'task_arithmetic', 'ties', 'regmean') # nothing is drawn
 
 def compare_merges(parents,        # {name: model}, of one tokenizer; the first one speaks where models are stitched
@@ -518,10 +567,13 @@ def compare_merges(parents,        # {name: model}, of one tokenizer; the first 
                    progress:bool=True):
     """Every way of merging beside every other: a frame with a row a method, seed and domain: loss (nats a token) with its interval low, high over texts; score, (base - merged)/(base - parent); parameters and forward_cost as multiples of the first parent's; fit_seconds (CPU), text (windows learnt from), chosen.
     Raises `BadInput` before anything is fitted."""
-    methods = _check(parents, base, tokenizer, texts, held_out, methods)
+    seeds, methods, save = list(seeds) if isinstance(seeds, (list, tuple, range)) else [seeds], [methods] if isinstance(methods, str) else methods, [save] if isinstance(save, str) else list(save)
+    if not seeds or not all(isinstance(x, int) for x in seeds): raise BadInput(f'seeds {seeds} were given: give whole numbers, one at least')
+    methods = _check(parents, base, tokenizer, texts, held_out, methods, layer, n, k)
     config = dict(n=n, k=k, joint_steps=joint_steps, fit_steps=fit_steps, distil_steps=distil_steps, align=align, lr=lr)
-    for m in save: one_of('method whose model is to be kept', m, methods)
-    done = _Done(path, dict(config, length=length, layer=layer, methods=[], parents=list(parents), texts={d: _print(t) for d, t in texts.items()}, held_out={d: _print(t) for d, t in held_out.items()}))
+    for m in save: one_of('method whose model is to be kept', m, [m for m in methods if m not in ('base', 'parents', 'ensembles')])
+    if save and path is None: raise BadInput(f'the model of {save[0]!r} was to be kept, and no folder was given: give path')
+    done = _Done(path, dict(config, length=length, layer=layer, parents={d: cache._name(m) for d, m in parents.items()}, base=base is not None and cache._name(base), tokenizer=digest(tokenizer.get_vocab()), texts={d: _print(t) for d, t in texts.items()}, held_out={d: _print(t) for d, t in held_out.items()}))
     judged = {d: _rows(tokenizer, t, length) for d, t in held_out.items()}
     first = next(iter(parents.values()))
     some = {k: v[:4, :64] for k, v in dict(input_ids=next(iter(judged.values())).input_ids, attention_mask=next(iter(judged.values())).attention_mask).items()}
@@ -536,8 +588,9 @@ def compare_merges(parents,        # {name: model}, of one tokenizer; the first 
     benches = {}
     for method, seed in bar:
         bar.set_description(method)
-        if done.has(method, seed): continue
-        b = benches.setdefault(seed, _Bench(parents, base, tokenizer, texts, held_out, layer, length, config, seed, False))
+        if done.has(method, seed) and not (method in save and seed == seeds[0] and not done.folder(method).is_dir()): continue
+        if seed not in benches: benches[seed] = _Bench(parents, base, tokenizer, texts, layer, length, config, seed, False)
+        b = benches[seed]
         free = dict(fit_seconds=0., text=0, chosen='')
         if method == 'base': rows = [*judge('base', seed, base, [base], **free)]
         elif method == 'parents': rows = [r for name, m in parents.items() for r in judge(f'parent {name}', seed, m, [m], **free)]
@@ -549,7 +602,7 @@ def compare_merges(parents,        # {name: model}, of one tokenizer; the first 
             rows = [*judge(method, seed, say, modules, fit_seconds=took, text=0 if method in ('linear', 'slerp', 'identity') else sum(map(len, b.fit.values())), chosen=', '.join(f'{k} {v}' for k, v in chosen.items()))]
             if method in save and seed == seeds[0]: done.keep(method, say, modules, tokenizer)
         done.add(method, seed, rows)
-    return pd.DataFrame(done.rows).drop(columns='of')
+    return pd.DataFrame([r for m in methods for s in seeds for r in done.rows if r['of'] == [m, s]]).drop(columns='of').astype(dict(score=float))
 
 def _print(t): return digest(t.input_ids.tolist() if isinstance(t, Contexts) else [t] if isinstance(t, str) else list(t))
 
@@ -563,43 +616,50 @@ class _Done: # rows, in a file of lines if there is a folder
         if (r := self.path/'results.jsonl').is_file(): self.rows = [json.loads(l) for l in r.read_text(encoding='utf-8').splitlines()]
     def has(self, method, seed): return [method, seed] in [r['of'] for r in self.rows]
     def add(self, method, seed, rows):
-        self.rows += [dict(plain(r), of=[method, seed]) for r in rows]
+        self.rows = [r for r in self.rows if r['of'] != [method, seed]] + [dict(plain(r), of=[method, seed]) for r in rows]
         if not self.path: return
         with atomic(self.path/'results.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in self.rows), encoding='utf-8')
+    def folder(self, method): return self.path/method.replace(' ', '-')
     def keep(self, method, say, modules, tokenizer):
-        if not self.path: return
-        to = self.path/method.replace(' ', '-')
+        to = self.folder(method)
         for m in modules: m.save(to/'corrections') if isinstance(m, Corrections) else sites._quietly(lambda: m.save_pretrained(to))
         tokenizer.save_pretrained(to)
 
-def _check(parents, base, tokenizer, texts, held_out, methods): # -> the methods that can be had
+def _check(parents, base, tokenizer, texts, held_out, methods, layer, n, k): # -> the methods that can be had
     if len(parents) < 2: raise BadInput(f'{len(parents)} model was given: a merge needs two')
     if tokenizer is None or not texts or not held_out: raise BadInput('a table of merges needs the tokenizer, texts to learn from and texts to judge by: give tokenizer, texts and held_out')
     for d in parents: one_of('domain with text to learn from', d, texts); one_of('domain with text to judge by', d, held_out)
     if base is None and set(texts) - set(parents): raise BadInput(f'text of {sorted(set(texts) - set(parents))[0]!r} was given, which no parent teaches: give the base, or leave it out')
     _one_vocabulary([*parents.values(), *([base] if base is not None else [])])
-    shapes = [{k: tuple(p.shape) for k, p in m.named_parameters()} for m in parents.values()]
-    alike, wide = all(s == shapes[0] for s in shapes), METHODS if methods is None else list(methods)
-    for m in wide: one_of('method', m, METHODS)
-    needs = lambda m: 'the base model' if base is None and (m == 'base' or m in _NEEDS_BASE) else 'models of one shape' if not alike and (m in weights.METHODS or m in ('distil', 'sparse', 'dense', 'identity')) else None
-    if methods is not None and (bad := next((m for m in wide if needs(m)), None)): raise BadInput(f'{bad!r} was asked for and needs {needs(bad)}: give it, or merge at run time (ridge, crosscoder, fit linear, fit joint)')
-    return [m for m in wide if not needs(m)]
+    if not 1 <= k <= n: raise BadInput(f'k={k} was given for {n} features: choose k from 1 to {n}')
+    _places(list(parents.values()), -1 if layer is None else layer)
+    try: weights._alike(list(parents.values())); unlike = None
+    except BadInput as e: unlike = e
+    def lacks(m):
+        if m in _NEEDS_BASE + ('base',) and base is None: return 'needs the base model: give it'
+        if m == 'slerp' and len(parents) != 2: return f'goes between two models, and {len(parents)} were given: leave it out'
+        if unlike and (m in weights.METHODS or m in ('distil', 'sparse', 'dense', 'identity')): return f'needs models of one shape ({unlike}); ridge, crosscoder, fit linear and fit joint do not'
+    for m in methods or (): one_of('method', m, METHODS)
+    if methods is None: return [m for m in METHODS if not lacks(m)]
+    for m in methods:
+        if why := lacks(m): raise BadInput(f'{m!r} {why}')
+    return list(methods)
 
-# %% ../nbs/22_merge.ipynb #4d45372c
+# %% ../nbs/22_merge.ipynb #2ae35e6f
 def plot_merges(frame, ax=None): # of `compare_merges`
-    "Each method's loss on each domain, the best mean above; grey: what costs more than one model."
+    "Each method's loss on each domain with a score, the best mean above; × is what a forward pass costs where that is more than one model."
     from saebook import views
     ax, t = views._axes(ax, (7, .28*frame.method.nunique() + 1)), frame.groupby(['method', 'domain'])[['loss', 'low', 'high', 'forward_cost']].mean()
     domains = [d for d in frame.domain.unique() if frame[frame.domain == d].score.notna().any()] or list(frame.domain.unique())
     order = t.loss.unstack()[domains].mean(axis=1).sort_values(ascending=False).index
-    for d, color in zip(domains, (views.BLUE, views.ORANGE, views.GREY)):
+    for d, color in zip(domains, [views.BLUE, views.ORANGE, views.GREY, *(f'C{i}' for i in range(2, 10))]):
         f = t.xs(d, level='domain').loc[order]
         ax.hlines(range(len(f)), f.low, f.high, color=color, lw=1.5); ax.scatter(f.loss, range(len(f)), color=color, s=22, label=d, zorder=3)
     cost = t.forward_cost.groupby('method').first()[order]
     ax.set_yticks(range(len(order)), [f'{m}  ×{c:.1f}' if c > 1.05 else m for m, c in cost.items()]); ax.set_xlabel('nats a token', fontsize=9); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/22_merge.ipynb #827e1895
+# %% ../nbs/22_merge.ipynb #346490ee
 @dataclass
 class MergeConfig:
     "`saebook run` with `kind: merge`. Keys of the original code base are taken where they mean something: layer, multiplier, lambda_cos, learning_rate, max_len."
@@ -629,20 +689,22 @@ def _texts(cfg): # -> texts to learn from, to judge by
 
 def run_merge(cfg:MergeConfig, out, progress:bool=True): # a folder; what is there is gone on with
     "`compare_merges` from a configuration: results.csv, results.jsonl, merges.html and the models asked for in `out`. Returns the frame."
+    if not cfg.parents and (cfg.texts or cfg.held_out or cfg.base): raise BadInput('texts or a base were given without parents: name two models, parents: {name: folder}, or nothing for the built-in world')
+    if not isinstance(cfg.parents, dict): raise BadInput(f'parents {cfg.parents} were given: give a folder for each name, {{name: folder}}')
     if cfg.parents:
         if len(cfg.parents) < 2: raise BadInput(f'{len(cfg.parents)} parent was given: a merge needs two')
         for d in cfg.parents: one_of('name of a text', d, cfg.texts)
         fit, held = _texts(cfg)
         loaded = {d: sites.load_model(p) for d, p in cfg.parents.items()}
-        parents, tokenizer, base = {d: m for d, (m, _) in loaded.items()}, next(iter(loaded.values()))[1], sites.load_model(cfg.base)[0] if cfg.base else None
-        _one_tokenizer([t for _, t in loaded.values()])
+        parents, tokenizer = {d: m for d, (m, _) in loaded.items()}, next(iter(loaded.values()))[1]
+        base, own = sites.load_model(cfg.base) if cfg.base else (None, tokenizer)
+        _one_tokenizer([*(t for _, t in loaded.values()), own])
     else:
         from saebook.world import World, load_taught
         (base, tokenizer), parents, w = load_taught('base'), {d: load_taught(d)[0] for d in ('stories', 'instructions')}, World(0)
         fit, held = ({d: list(w.domain(d, n, split).text) for d in parents} for split, n in (('train', 600), ('test', 120)))
-    layer = None if cfg.layer is None else cfg.layer % sites.n_layers(next(iter(parents.values())))
     n = cfg.n if cfg.multiplier is None else cfg.multiplier*next(iter(parents.values())).config.hidden_size
-    frame = compare_merges(parents, base, tokenizer, fit, held, cfg.methods, cfg.seeds, layer, cfg.max_len or cfg.length, n, cfg.k, cfg.joint_steps, cfg.fit_steps, cfg.distil_steps, cfg.lambda_cos, cfg.learning_rate, out, cfg.save, progress)
+    frame = compare_merges(parents, base, tokenizer, fit, held, cfg.methods, cfg.seeds, cfg.layer, cfg.max_len or cfg.length, n, cfg.k, cfg.joint_steps, cfg.fit_steps, cfg.distil_steps, cfg.lambda_cos, cfg.learning_rate, out, cfg.save, progress)
     with atomic(Path(out)/'results.csv') as tmp: frame.to_csv(tmp, index=False)
     with atomic(Path(out)/'merges.html') as tmp: tmp.write_text(_page(frame), encoding='utf-8')
     return frame
@@ -650,7 +712,7 @@ def run_merge(cfg:MergeConfig, out, progress:bool=True): # a folder; what is the
 def _one_tokenizer(tokenizers):
     first = tokenizers[0].get_vocab()
     for i, t in enumerate(tokenizers[1:], 1):
-        if t.get_vocab() != first: raise BadInput(f'parent {i} has another tokenizer than the first: merging goes token by token, so give models of one tokenizer, or compare them text by text with text_loss')
+        if t.get_vocab() != first: raise BadInput(f'model {i} has another tokenizer than the first: merging goes token by token, so give models of one tokenizer, or compare them text by text with text_loss')
 
 def _page(frame):
     import matplotlib.pyplot as plt

@@ -215,7 +215,7 @@ def decode(self:Transcoder, code, x=None): # as an SAE's; x: what was encoded, f
     y = self._sum(code)
     return y + self._raw(x).view(*x.shape[:-1], self.d_in) @ self.W_skip if self.skip else y
 
-# %% ../nbs/04_sae.ipynb #c3d882f0
+# %% ../nbs/04_sae.ipynb #8988a7b8
 JOINT = ('crosscoder', 'universal', 'aligned')
 
 class JointSAE(SAE):
@@ -231,6 +231,7 @@ class JointSAE(SAE):
                  align:float=.5,            # aligned: weight of 1 - cosine of two models' codes of a token
                  seed:int=0, info:dict|None=None):
         one_of('kind of joint SAE', kind, JOINT)
+        if kind == 'aligned' and activation == 'gated': raise BadInput("an aligned joint SAE was asked for with the activation 'gated', whose gate has a loss of its own: take another activation, or another kind")
         self.widths, self.kind, self.align = [int(d) for d in widths], kind, float(align)
         if len(self.widths) < 2 or min(self.widths) < 1: raise BadInput(f'widths {self.widths} were given: a joint SAE has two models at least, each of width 1 or more')
         self.sites = None if sites is None else list(sites)
@@ -288,7 +289,7 @@ def sae(self:JointSAE, m:int):
     out.load_state_dict(state)
     return out.train(self.training)
 
-# %% ../nbs/04_sae.ipynb #4043c777
+# %% ../nbs/04_sae.ipynb #c192dc69
 @patch
 def whole(self:JointSAE, acts): # a tensor (..., d_m) or None for each model, one at least
     "What an encoding sees of the models that are given: (..., sum of widths), of which the pre-activations are the mean of what each given model says."
@@ -304,9 +305,11 @@ def whole(self:JointSAE, acts): # a tensor (..., d_m) or None for each model, on
 def encode(self:JointSAE, x, # activations (..., d_m) of one model; or a list, one a model (None where there is none)
            exact:bool=False, k:int|None=None, # as an SAE's
            source:int|None=None): # which model `x` is of; None: `x` is a list, or what `whole` gives
-    "The shared code: `SparseCode` (..., n)."
+    "The shared code: `SparseCode` (..., n). BatchTopK has one threshold for all, so that from one model, from another and from all of them L0 may differ."
     if isinstance(x, (list, tuple)): x = self.whole(x)
-    elif source is not None: x = self.whole([x if m == source % self.models else None for m in range(self.models)])
+    elif source is not None:
+        self._part(source)
+        x = self.whole([x if m == source % self.models else None for m in range(self.models)])
     return SAE.encode(self, x, exact, k)
 
 @patch
@@ -394,7 +397,7 @@ def push_to_hub(self:SAE, repo:str, # 'name' or 'organisation/name', made if mis
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
         return str(api.upload_folder(repo_id=repo, folder_path=self.save_pretrained(d)))
 
-# %% ../nbs/04_sae.ipynb #6b035a98
+# %% ../nbs/04_sae.ipynb #d3ad0ba3
 def _folder(name, revision=None, cache_dir=None): # a folder, or a repository of the hub: then its files in the hub's cache
     path = Path(name)
     if path.exists() or not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(name)): return path
@@ -435,7 +438,9 @@ def from_pretrained(cls:SAE, path, # a folder that `save_pretrained` wrote, or a
     d, n, out, act = cfg['d_in'], cfg['n'], cfg['d_out'], one_of('activation', cfg['activation'], ACTIVATIONS)
     want = dict(W_enc=[d, n], b_enc=[n], W_dec=[n, out], b_dec=[out]) | dict(batch_topk=dict(threshold=[]), jump_relu=dict(threshold=[n]), gated=dict(b_gate=[n], r_mag=[n])).get(act, {})
     if cfg['skip']: want['W_skip'] = [d, out]
-    if cfg['kind'] == 'JointSAE': want |= dict(center=[d], unit=[len((cfg['joint'] or {}).get('widths') or ())])
+    if cfg['kind'] == 'JointSAE':
+        if sum(w for w in (cfg['joint'] or {}).get('widths') or () if isinstance(w, int)) != d: raise BadInput(f"{str(path/'sae.json')!r} does not say whose its {d} dimensions are: save the joint SAE again")
+        want |= dict(center=[d], unit=[len((cfg['joint'] or {}).get('widths') or ())])
     try:
         with safe_open(path/'sae.safetensors', 'pt') as f:
             got = {k: f.get_slice(k).get_shape() for k in f.keys()}

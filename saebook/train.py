@@ -98,7 +98,7 @@ def aux_loss(sae:SAE, x:torch.Tensor, residual:torch.Tensor, # x [rows, d_in], r
     guess = torch.where(pre >= least, F.relu(pre), 0) @ sae.W_dec.index_select(0, ids)
     return (guess - target).square().sum()/len(x) / _variance(target).clamp_min(1e-12)
 
-# %% ../nbs/08_train.ipynb #4daab7d2
+# %% ../nbs/08_train.ipynb #49dd8ec8
 def _out(sae, code, x, upto=None): # code: a SparseCode or dense
     if upto is not None: code = SparseCode(code.values*(code.indices < upto), code.indices, code.n, code._entries) if isinstance(code, SparseCode) else torch.cat([code[:, :upto], torch.zeros_like(code[:, upto:])], 1)
     return sae.decode(code, x)
@@ -148,7 +148,7 @@ def loss_of(sae:SAE, x:torch.Tensor, y:torch.Tensor, # [rows, d_in], [rows, d_ou
     x, y = sae.shown(x, y)
     code, cost, fired, l0 = _code(sae, x, y, cfg)
     guess, more = sae.counted(code, _out(sae, code, x), y)
-    loss, fvu = _judge(sae, x, y, code, guess, cost + more, cfg, dead)
+    loss, fvu = _judge(sae, x, y, code, guess, cost + more, cfg, None if getattr(sae, 'kind', '') == 'aligned' else dead) # aligned: what one model leaves over says nothing of the other
     return loss, dict(fvu=fvu, l0=l0), fired
 
 # %% ../nbs/08_train.ipynb #cff80158
@@ -478,7 +478,7 @@ def _check_sae(sae):
     if sae.W_dec.dtype != torch.float32: raise BadInput(f'an SAE in {sae.W_dec.dtype} was given: train it in float32 (sae.float()) and convert it afterwards')
     if not isinstance(sae, JointSAE) and (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
 
-# %% ../nbs/08_train.ipynb #3cc40d74
+# %% ../nbs/08_train.ipynb #5cc9e414
 @torch.no_grad()
 def _start_from(sae, x, y, seed): # x [rows, d_in], y [rows, d_out] around their means
     g = torch.Generator().manual_seed(seed)
@@ -509,7 +509,9 @@ def _spreads(x, y, cfg): # some of what is read [rows, d_in], and is to be said:
 @torch.no_grad()
 def _begin(sae, cfg, x, y, spreads):
     (longest, mean_x, a, mean, b), fresh = spreads, not (sae.b_dec.any() or sae.b_enc.any())
-    if isinstance(sae, JointSAE): a = b = sae.measured(x)
+    if isinstance(sae, JointSAE):
+        if sae.kind == 'aligned' and cfg.multi: raise BadInput(f'TrainConfig multi={cfg.multi} was given with an aligned joint SAE, whose codes answer for one model each: leave it at 0')
+        a = b = sae.measured(x)
     t = Trainer(sae, cfg, mean, (a, b), longest)
     try:
         if cfg.outlier:
@@ -552,10 +554,10 @@ def _load(path, tracks, run): # -> histories, step
     for i, t in enumerate(tracks): t.load({k[len(f'{i}.'):]: v for k, v in named.items() if k.startswith(f'{i}.')})
     return json.loads(bytes(named['history'].tolist())), meta['step']
 
-# %% ../nbs/08_train.ipynb #1d5a87b9
+# %% ../nbs/08_train.ipynb #00fa3606
 def _describe(saes, feed, cfg):
     "What names a run: two trainings are the same if this is."
-    return plain(dict(config=asdict(cfg), activations=feed.name, saes=[dict(s.info, d=s.d_in, out=s.d_out, n=s.n, activation=s.activation, k=s.k, prefixes=s.prefixes, site=str(s.site), start=_fingerprint(s.W_dec.detach().cpu())) for s in saes]))
+    return plain(dict(config=asdict(cfg), activations=feed.name, saes=[dict(s.info, d=s.d_in, out=s.d_out, n=s.n, activation=s.activation, k=s.k, prefixes=s.prefixes, site=str(s.site), start=_fingerprint(s.W_dec.detach().cpu()), **(dict(widths=s.widths, kind=s.kind, align=s.align) if isinstance(s, JointSAE) else {})) for s in saes]))
 
 def _open(path, saes, many, save_every, feed, about):
     "Begin a folder, or find it to be of this very run. Raises `BadInput` naming what differs."

@@ -550,7 +550,7 @@ def _make(b, method): # -> what speaks, the model whose parameters count, what w
     m = _runtime_merge(b, method)
     return m, [m], {}
 
-# %% ../nbs/22_merge.ipynb #c2c0b852
+# %% ../nbs/22_merge.ipynb #905885de
 _SEEDLESS = ('base', 'parents', 'ensembles', 'identity', 'ridge', 'linear', 'slerp', 'task_arithmetic', 'ties', 'regmean') # nothing is drawn
 
 def compare_merges(parents,        # {name: model}, of one tokenizer; the first one speaks where models are stitched
@@ -562,6 +562,7 @@ def compare_merges(parents,        # {name: model}, of one tokenizer; the first 
                    seeds=(0,), layer:int|None=None, length:int=256, # where models are stitched, None: the last block; tokens a window
                    n:int=512, k:int=32, joint_steps:int=300, fit_steps:int=100, distil_steps:int=300, # of the joint SAEs; of `MergedModel.fit`; of `distil` and the corrections
                    align:float=.5, lr:float|None=None, # of the aligned joint SAE: weight of the cosine; learning rate of the joint SAEs
+                   passages=None,  # for `last_words`: adds its accuracy and perplexity, last_word and last_word_perplexity
                    path=None,      # a folder for results.jsonl: the same call goes on where it was stopped
                    save=(),        # methods whose model is kept there, the first seed's, a folder each
                    progress:bool=True):
@@ -573,13 +574,15 @@ def compare_merges(parents,        # {name: model}, of one tokenizer; the first 
     config = dict(n=n, k=k, joint_steps=joint_steps, fit_steps=fit_steps, distil_steps=distil_steps, align=align, lr=lr)
     for m in save: one_of('method whose model is to be kept', m, [m for m in methods if m not in ('base', 'parents', 'ensembles')])
     if save and path is None: raise BadInput(f'the model of {save[0]!r} was to be kept, and no folder was given: give path')
-    done = _Done(path, dict(config, length=length, layer=layer, parents={d: cache._name(m) for d, m in parents.items()}, base=base is not None and cache._name(base), tokenizer=digest(tokenizer.get_vocab()), texts={d: _print(t) for d, t in texts.items()}, held_out={d: _print(t) for d, t in held_out.items()}))
+    if isinstance(passages, (str, Path)): passages = list(_passages(passages))
+    done = _Done(path, dict(config, length=length, layer=layer, passages=passages is not None and digest(list(map(str, passages))), parents={d: cache._name(m) for d, m in parents.items()}, base=base is not None and cache._name(base), tokenizer=digest(tokenizer.get_vocab()), texts={d: _print(t) for d, t in texts.items()}, held_out={d: _print(t) for d, t in held_out.items()}))
     judged = {d: _rows(tokenizer, t, length) for d, t in held_out.items()}
     first = next(iter(parents.values()))
     some = {k: v[:4, :64] for k, v in dict(input_ids=next(iter(judged.values())).input_ids, attention_mask=next(iter(judged.values())).attention_mask).items()}
     unit, size = forward_cost(says(first), some), sum(p.numel() for p in first.parameters())
     known = {d: (base and text_loss(base, tokenizer, c, length).loss, text_loss(parents[d], tokenizer, c, length).loss if d in parents else math.nan) for d, c in judged.items()}
     def judge(name, seed, say, modules, **more):
+        if passages is not None: got = last_words(say, tokenizer, passages); more |= dict(last_word=got['accuracy'], last_word_perplexity=got['perplexity'])
         for d, c in judged.items():
             t, (b, p) = text_loss(say, tokenizer, c, length), known[d]
             yield dict(method=name, seed=seed, domain=d, loss=t.loss, low=t.low, high=t.high, score=(b - t.loss)/(b - p) if b is not None and b != p else math.nan,
@@ -659,7 +662,7 @@ def plot_merges(frame, ax=None): # of `compare_merges`
     ax.set_yticks(range(len(order)), [f'{m}  ×{c:.1f}' if c > 1.05 else m for m, c in cost.items()]); ax.set_xlabel('nats a token', fontsize=9); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/22_merge.ipynb #346490ee
+# %% ../nbs/22_merge.ipynb #a83cc486
 @dataclass
 class MergeConfig:
     "`saebook run` with `kind: merge`. Keys of the original code base are taken where they mean something: layer, multiplier, lambda_cos, learning_rate, max_len."
@@ -676,6 +679,7 @@ class MergeConfig:
     joint_steps:int = 300
     fit_steps:int = 100
     distil_steps:int = 300
+    passages:str|None = None # a .jsonl file of passages whose last word is asked for, LAMBADA say
     save:list = field(default_factory=list) # methods whose model is kept
     multiplier:int|None = None # features as a multiple of the width, in place of n
     lambda_cos:float = .5   # of the aligned joint SAE
@@ -704,7 +708,7 @@ def run_merge(cfg:MergeConfig, out, progress:bool=True): # a folder; what is the
         (base, tokenizer), parents, w = load_taught('base'), {d: load_taught(d)[0] for d in ('stories', 'instructions')}, World(0)
         fit, held = ({d: list(w.domain(d, n, split).text) for d in parents} for split, n in (('train', 600), ('test', 120)))
     n = cfg.n if cfg.multiplier is None else cfg.multiplier*next(iter(parents.values())).config.hidden_size
-    frame = compare_merges(parents, base, tokenizer, fit, held, cfg.methods, cfg.seeds, cfg.layer, cfg.max_len or cfg.length, n, cfg.k, cfg.joint_steps, cfg.fit_steps, cfg.distil_steps, cfg.lambda_cos, cfg.learning_rate, out, cfg.save, progress)
+    frame = compare_merges(parents, base, tokenizer, fit, held, cfg.methods, cfg.seeds, cfg.layer, cfg.max_len or cfg.length, n, cfg.k, cfg.joint_steps, cfg.fit_steps, cfg.distil_steps, cfg.lambda_cos, cfg.learning_rate, cfg.passages, out, cfg.save, progress)
     with atomic(Path(out)/'results.csv') as tmp: frame.to_csv(tmp, index=False)
     with atomic(Path(out)/'merges.html') as tmp: tmp.write_text(_page(frame), encoding='utf-8')
     return frame

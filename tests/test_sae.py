@@ -82,7 +82,7 @@ def test_saving_keeps_every_bit_and_every_fact(act, tmp_path):
 
 @pytest.mark.parametrize('edit, contains', [
     (lambda c: '{', 'not JSON'), (lambda c: json.dumps({**c, 'format': 'other'}), 'saebook-sae'), (lambda c: json.dumps({k: v for k, v in c.items() if k != 'k'}), 'lacks'),
-    (lambda c: '[]', 'saebook-sae'), (lambda c: json.dumps({**c, 'kind': 'JointSAE'}), "holds a 'JointSAE'"), (lambda c: json.dumps({**c, 'extra': 1}), 'unknown key'),
+    (lambda c: '[]', 'saebook-sae'), (lambda c: json.dumps({**c, 'kind': 'OtherSAE'}), "holds a 'OtherSAE'"), (lambda c: json.dumps({**c, 'kind': 'JointSAE'}), 'does not say whose'), (lambda c: json.dumps({**c, 'extra': 1}), 'unknown key'),
     (lambda c: json.dumps({**c, 'k': '2'}), 'wrong type'), (lambda c: json.dumps({**c, 'site': 'x'}), 'wrong type'), (lambda c: json.dumps({**c, 'n': 10**12}), 'do not belong together'), (lambda c: json.dumps({**c, 'activation': 'exec'}), 'unknown activation')])
 def test_a_wrong_configuration_is_told_in_one_sentence(tmp_path, edit, contains):
     make('topk').save_pretrained(tmp_path)

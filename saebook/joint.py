@@ -6,9 +6,8 @@
 __all__ = ['PENALTIES', 'toy_pairs', 'paired_activations', 'beside', 'train_joint', 'relative_norms', 'whose', 'latent_scaling',
            'LinearMap', 'fit_ridge', 'cross_fvu', 'feature_table', 'feature_tokens', 'feature_fates']
 
-# %% ../nbs/20_joint.ipynb #f3bf2b0b
+# %% ../nbs/20_joint.ipynb #6c1ede39
 import math
-from dataclasses import dataclass
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
@@ -16,7 +15,7 @@ from torch import nn
 from . import cache, codes, metrics, sites
 from .cache import Contexts
 from .codes import SparseCode
-from .core import BadInput, one_of
+from .core import BadInput
 from .sae import JointSAE
 from .sites import Site
 from .train import TrainConfig, train_sae
@@ -81,15 +80,10 @@ def whose(joint:JointSAE, low:float=.3): # a model whose share lies below this p
     "Which models have each feature: bool [n, models]. For two models: a share below `low` means no, as in crosscoders of a model and its fine-tune."
     return relative_norms(joint) >= low*2/joint.models
 
-# %% ../nbs/20_joint.ipynb #3af5e2da
-@torch.no_grad()
-def _met(code, Y, W, batch=8192): # sum over tokens of a feature's amount times what of Y [tokens, d] lies along its direction: [n]
-    out = torch.zeros(code.n, Y.shape[1], dtype=torch.float64)
-    for i in range(0, len(Y), batch):
-        c, y = code[i:i + batch], Y[i:i + batch].double()
-        m = c.values.shape[-1]
-        out.index_add_(0, c.indices.flatten().cpu(), (c.values.double()[..., None]*y[:, None]).reshape(-1, Y.shape[1]).cpu()) if m*len(y)*Y.shape[1] < 2**28 else [out.index_add_(0, c.indices[:, j].cpu(), (c.values[:, j, None].double()*y).cpu()) for j in range(m)]
-    return (out*W.double().cpu()).sum(1)
+# %% ../nbs/20_joint.ipynb #16d1909e
+def _met(code, Y, W): # sum over tokens of a feature's amount times what of Y [tokens, d] lies along its direction: [n]
+    each = code.values.double()*codes._dots(Y, W.contiguous(), code.indices).double()
+    return torch.zeros(code.n, dtype=torch.float64).index_add_(0, code.indices.flatten().cpu(), each.flatten().cpu())
 
 @torch.no_grad()
 def latent_scaling(joint:JointSAE, acts, own:int, other:int): # [tokens, d_m] each, of held-out text; the model whose features are looked at, and another

@@ -7,7 +7,7 @@ __all__ = ['MIXTURES', 'RULES', 'CORRECTIONS', 'METHODS', 'says', 'TextLoss', 't
            'Corrections', 'fit_corrections', 'last_words', 'forward_cost', 'compare_merges', 'plot_merges',
            'MergeConfig', 'run_merge', 'JointSAE', 'train_joint', 'merge_weights', 'align']
 
-# %% ../nbs/22_merge.ipynb #2894fc14
+# %% ../nbs/22_merge.ipynb #86efea00
 import contextlib, copy, functools, json, math, re, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from . import cache, metrics, sites, weights
+from . import cache, metrics, sites, train, weights
 from .cache import Contexts
 from .core import BadInput, atomic, digest, one_of, out_dir, plain, read_json, reason, seeded, write_json
 from .joint import LinearMap, fit_ridge, paired_activations, train_joint
-from .sae import SAE, JointSAE, Transcoder
+from .sae import JointSAE, Transcoder
 from .sites import Site
 from .train import TrainConfig
 from .weights import align, merge_weights
@@ -239,7 +239,7 @@ def from_pretrained(cls:MergedModel, path): # a folder that `save_pretrained` wr
     out.generation_config = GenerationConfig.from_pretrained(path)
     return out
 
-# %% ../nbs/22_merge.ipynb #33e89da6
+# %% ../nbs/22_merge.ipynb #649db0e0
 class _Lessons:
     "Windows of each domain in random order, each batch with as many of every domain."
     def __init__(self, tokenizer, texts, teachers, weights=None, length=256, limit=None, seed=0):
@@ -247,27 +247,23 @@ class _Lessons:
         self.teachers, self.weights, self.seed = teachers, {d: 1. for d in texts} | dict(weights or {}), seed
         if set(self.weights) != set(texts) or min(self.weights.values()) < 0 or not any(self.weights.values()): raise BadInput(f'weights {self.weights} were given for {sorted(texts)}: give a number of at least 0 for each domain')
         if limit is not None and limit < 1: raise BadInput(f'windows={limit} was given: learn from one window of each domain at least, or give None for all')
-        self.rows = {}
+        self.rows, self.orders = {}, {}
         for d, t in texts.items():
             if not self.weights[d]: continue
             ctx = _rows(tokenizer, t, length)
             g = torch.Generator().manual_seed(seed)
             self.rows[d] = ctx[torch.randperm(len(ctx), generator=g)[:limit].numpy()]
-        self.windows = {d: len(c) for d, c in self.rows.items()}
     def batch(self, step, size): # -> {domain: (numbers of rows, inputs)}
         own, out = max(1, size//len(self.rows)), {}
         for d, ctx in self.rows.items():
-            at = torch.arange(own) + step*own
-            first, last = int(at[0])//len(ctx), int(at[-1])//len(ctx)
-            order = torch.cat([torch.randperm(len(ctx), generator=torch.Generator().manual_seed(self.seed*100_003 + e)) for e in range(first, last + 1)])
-            rows = order[at - first*len(ctx)]
+            order = self.orders.setdefault((d, own), train._InMemory([torch.arange(len(ctx))], own, self.seed))
+            rows, = order.batch(step)
             c = ctx[rows.numpy()]
             out[d] = rows, dict(input_ids=c.input_ids, attention_mask=c.attention_mask)
         return out
 
 def _apart(said, wanted, mask): # logits; nats a token by which the first differ from the second
-    real = mask.bool().to(said.device)
-    return F.kl_div(said[real].float().log_softmax(-1), wanted[real].float().log_softmax(-1), reduction='batchmean', log_target=True)
+    return train._said(said.float(), None, mask, wanted.float())
 
 def _learn(said, params, lessons, steps, batch, lr, warmup=10, decay=0., progress=True, desc='fit'): # said: domain, numbers of rows, inputs -> the loss
     opt, history = torch.optim.AdamW(params, lr=lr, weight_decay=decay), []
@@ -298,7 +294,7 @@ def _as_taught(student, lessons, attached=contextlib.nullcontext): # the loss of
         return _apart(now, wanted, inputs['attention_mask'])
     return said
 
-# %% ../nbs/22_merge.ipynb #01a29b6d
+# %% ../nbs/22_merge.ipynb #01c13926
 @contextlib.contextmanager
 def _only_after(model, site): # inside, the blocks up to a site at a block's end hand on what they are given
     path = sites.blocks(model)
@@ -318,6 +314,7 @@ def _tensors(model, path): # whether its blocks give tensors; those of older mod
     finally: handle.remove()
     return found == [True]
 
+# %% ../nbs/22_merge.ipynb #89c8d564
 class _Parents: # what the parents think and say of a window
     def __init__(self, merged, lessons, memory):
         self.merged, self.lessons, self.kept, self.room = merged, lessons, {}, memory*2**20
@@ -476,7 +473,7 @@ def last_words(model, tokenizer, passages, # texts; or a .jsonl file whose lines
             right.append(bool((row.argmax(-1) == want).all())); told.append(row.gather(-1, want[:, None]).double().sum().item())
     return dict(accuracy=float(np.mean(right)), perplexity=float(math.exp(-np.mean(told))), n=len(items))
 
-# %% ../nbs/22_merge.ipynb #e0202a7a
+# %% ../nbs/22_merge.ipynb #3beeb67b
 METHODS = ('base', 'parents', 'ensembles', 'identity', 'ridge', 'original', 'crosscoder', 'error', 'fit linear', 'fit joint', *weights.METHODS, 'distil', 'sparse', 'dense')
 _GRID = dict(task_arithmetic=[dict(lam=l) for l in (.3, .5, .7, 1.)], ties=[dict(density=d, lam=l) for d in (.2, .5, .8) for l in (.7, 1.)], dare_linear=[dict(density=d, lam=l) for d in (.5, .8) for l in (.5, .7)], dare_ties=[dict(density=d, lam=l) for d in (.5, .8) for l in (.7, 1.)],
              slerp=[dict(t=.5)], linear=[{}], regmean=[dict(alpha=a) for a in (.9, .99)]) # what validation text chooses from
@@ -489,8 +486,8 @@ def forward_cost(say, inputs):
     return count.get_total_flops()
 
 class _Bench: # what all methods of one table share
-    def __init__(self, parents, base, tokenizer, texts, layer, length, config, seed, progress):
-        self.names, self.models, self.base, self.tok, self.seed, self.progress, self.config = list(parents), list(parents.values()), base, tokenizer, seed, progress, config
+    def __init__(self, parents, base, tokenizer, texts, layer, length, config):
+        self.names, self.models, self.base, self.tok, self.config = list(parents), list(parents.values()), base, tokenizer, config
         self.length, self.layer = length, -1 if layer is None else layer # -1: the last block of each
         rows = {d: _rows(tokenizer, t, length) for d, t in texts.items()}
         for d, c in rows.items():
@@ -501,8 +498,8 @@ class _Bench: # what all methods of one table share
         n = max(c.input_ids.shape[1] for c in self.fit.values())
         wide = lambda t: F.pad(t, (0, n - t.shape[1]))
         self.all = Contexts(*(torch.cat([wide(getattr(c, k)) for c in self.fit.values()]) for k in ('input_ids', 'attention_mask', 'use')), np.arange(sum(map(len, self.fit.values()))))
-        self.made, self.cost, self.used = {}, {}, set()
-    def of(self, what, make): # made once a seed; none asks for another while it is made
+        self.made, self.cost, self.used, self.seed = {}, {}, set(), None
+    def of(self, what, make): # made once; none asks for another while it is made
         self.used.add(what)
         if what not in self.made: t = time.process_time(); self.made[what] = make(); self.cost[what] = time.process_time() - t
         return self.made[what]
@@ -512,10 +509,10 @@ class _Bench: # what all methods of one table share
         def make():
             cfg = TrainConfig(steps=self.config['joint_steps'], seed=self.seed, **({} if self.config['lr'] is None else dict(lr=self.config['lr'])))
             return train_joint(pairs, n=self.config['n'], k=self.config['k'], kind=kind, activation='topk', align=self.config['align'], seed=self.seed, cfg=cfg, progress=False).sae
-        return copy.deepcopy(self.of(kind, make))
+        return copy.deepcopy(self.of((kind, self.seed), make))
     def missed(self, say): return np.mean([text_loss(say, self.tok, c, self.length).loss for c in self.check.values()])
 
-# %% ../nbs/22_merge.ipynb #ea064fa3
+# %% ../nbs/22_merge.ipynb #63c2c0cc
 def _weights_merge(b, method): # the best of a grid on validation text
     grams = b.of('grams', lambda: [weights.collect_grams(m, b.tok, b.fit[d], progress=False) for m, d in zip(b.models, b.names)]) if method == 'regmean' else None
     make = lambda kw: merge_weights(b.models, b.base if method in _NEEDS_BASE else None, method, seed=b.seed, grams=grams, **kw)
@@ -532,7 +529,7 @@ def _runtime_merge(b, method):
         same = len({sites.width(m, sites.site(m, b.layer)) for m in b.models}) == 1
         m = merged([LinearMap.identity(b.pairs()[0].shape[1]) for _ in b.models[1:]] if same else [fit_ridge(a, b.pairs()[0]) for a in b.pairs()[1:]])
     else: m = merged(b.joint('crosscoder'))
-    m.fit(b.tok, b.fit, b.teachers, steps=b.config['fit_steps'], length=b.length, seed=b.seed, progress=b.progress)
+    m.fit(b.tok, b.fit, b.teachers, steps=b.config['fit_steps'], length=b.length, seed=b.seed, progress=False)
     return m
 
 def _start(b): return b.of('average', lambda: merge_weights(b.models))
@@ -540,7 +537,7 @@ def _start(b): return b.of('average', lambda: merge_weights(b.models))
 def _make(b, method): # -> what speaks, the model whose parameters count, what was chosen
     if method in ('distil', 'sparse', 'dense'):
         _start(b)
-        how = dict(steps=b.config['distil_steps'], length=b.length, seed=b.seed, progress=b.progress)
+        how = dict(steps=b.config['distil_steps'], length=b.length, seed=b.seed, progress=False)
         if method == 'distil': m, _ = distil(_start(b), b.tok, b.fit, b.teachers, **how); return m, [m], {}
         c, _ = fit_corrections(_start(b), b.tok, b.fit, b.teachers, method, **how)
         def say(inputs):
@@ -550,9 +547,79 @@ def _make(b, method): # -> what speaks, the model whose parameters count, what w
     m = _runtime_merge(b, method)
     return m, [m], {}
 
-# %% ../nbs/22_merge.ipynb #905885de
+# %% ../nbs/22_merge.ipynb #9588dfe9
+def _check(parents, base, tokenizer, texts, held_out, methods, layer, n, k): # -> the methods that can be had
+    if len(parents) < 2: raise BadInput(f'{len(parents)} model was given: a merge needs two')
+    if tokenizer is None or not texts or not held_out: raise BadInput('a table of merges needs the tokenizer, texts to learn from and texts to judge by: give tokenizer, texts and held_out')
+    for d in parents: one_of('domain with text to learn from', d, texts); one_of('domain with text to judge by', d, held_out)
+    if base is None and set(texts) - set(parents): raise BadInput(f'text of {sorted(set(texts) - set(parents))[0]!r} was given, which no parent teaches: give the base, or leave it out')
+    _one_vocabulary([*parents.values(), *([base] if base is not None else [])])
+    if not 1 <= k <= n: raise BadInput(f'k={k} was given for {n} features: choose k from 1 to {n}')
+    _places(list(parents.values()), -1 if layer is None else layer)
+    try: weights._alike(list(parents.values())); unlike = None
+    except BadInput as e: unlike = e
+    def lacks(m):
+        if m in _NEEDS_BASE + ('base',) and base is None: return 'needs the base model: give it'
+        if m == 'slerp' and len(parents) != 2: return f'goes between two models, and {len(parents)} were given: leave it out'
+        if unlike and (m in weights.METHODS or m in ('distil', 'sparse', 'dense', 'identity')): return f'needs models of one shape ({unlike}); ridge, crosscoder, fit linear and fit joint do not'
+    for m in methods or (): one_of('method', m, METHODS)
+    if methods is None: return [m for m in METHODS if not lacks(m)]
+    for m in methods:
+        if why := lacks(m): raise BadInput(f'{m!r} {why}')
+    return list(methods)
+
+# %% ../nbs/22_merge.ipynb #f1766479
+def _print(t): return digest(t.input_ids.tolist() if isinstance(t, Contexts) else [t] if isinstance(t, str) else list(t))
+
+class _Done: # rows, in a file of lines if there is a folder
+    def __init__(self, path, about):
+        self.path, self.rows = None if path is None else out_dir(path), []
+        if not self.path: return
+        f = self.path/'about.json'
+        if f.is_file() and read_json(f) != plain(about): raise BadInput(f'{str(self.path)!r} holds another table of merges: give what it was made from, or another folder')
+        write_json(f, about)
+        if (r := self.path/'results.jsonl').is_file(): self.rows = [json.loads(l) for l in r.read_text(encoding='utf-8').splitlines()]
+    def has(self, method, seed): return [method, seed] in [r['of'] for r in self.rows]
+    def add(self, method, seed, rows):
+        self.rows = [r for r in self.rows if r['of'] != [method, seed]] + [dict(plain(r), of=[method, seed]) for r in rows]
+        if not self.path: return
+        with atomic(self.path/'results.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in self.rows), encoding='utf-8')
+    def folder(self, method): return self.path/method.replace(' ', '-')
+    def keep(self, method, modules, tokenizer):
+        to = self.folder(method)
+        for m in modules: m.save(to/'corrections') if isinstance(m, Corrections) else sites._quietly(lambda: m.save_pretrained(to))
+        tokenizer.save_pretrained(to)
+
+# %% ../nbs/22_merge.ipynb #c1487e4e
+class _Judge: # what is asked of every merge
+    def __init__(self, parents, base, tokenizer, held_out, length, passages):
+        self.tok, self.passages, self.texts = tokenizer, passages, {d: _rows(tokenizer, t, length) for d, t in held_out.items()}
+        ctx, first = next(iter(self.texts.values())), next(iter(parents.values()))
+        self.some = dict(input_ids=ctx.input_ids[:4, :64], attention_mask=ctx.attention_mask[:4, :64])
+        self.cost, self.size = forward_cost(says(first), self.some), sum(p.numel() for p in first.parameters())
+        loss = lambda m, c: math.nan if m is None else text_loss(m, tokenizer, c).loss
+        self.known = {d: (loss(base, c), loss(parents.get(d), c)) for d, c in self.texts.items()}
+    def rows(self, name, seed, say, modules, **more):
+        own = dict(parameters=sum(p.numel() for m in modules for p in m.parameters())/self.size, forward_cost=forward_cost(says(say), self.some)/self.cost, **more)
+        if self.passages is not None: got = last_words(say, self.tok, self.passages); own |= dict(last_word=got['accuracy'], last_word_perplexity=got['perplexity'])
+        for d, c in self.texts.items():
+            t, (b, p) = text_loss(say, self.tok, c), self.known[d]
+            yield dict(method=name, seed=seed, domain=d, loss=t.loss, low=t.low, high=t.high, score=(b - t.loss)/(b - p) if b != p else math.nan, **own)
+
 _SEEDLESS = ('base', 'parents', 'ensembles', 'identity', 'ridge', 'linear', 'slerp', 'task_arithmetic', 'ties', 'regmean') # nothing is drawn
 
+def _table_rows(b, judge, method, seed, keep): # keep: what is done with the modules of a merge
+    free, names = dict(fit_seconds=0., text=0, chosen=''), dict(zip(b.names, b.models))
+    if method == 'base': return [*judge.rows('base', seed, b.base, [b.base], **free)]
+    if method == 'parents': return [r for name, m in names.items() for r in judge.rows(f'parent {name}', seed, m, [m], **free)]
+    if method == 'ensembles': return [r for h in MIXTURES for r in judge.rows(f'{h} ensemble', seed, ensemble(b.models, h), b.models, **free)]
+    b.seed, b.used, had, t = seed, set(), set(b.made), time.process_time()
+    say, modules, chosen = _make(b, method)
+    took = time.process_time() - t + sum(b.cost[w] for w in b.used & had) # as if nothing had been there
+    keep(modules)
+    return [*judge.rows(method, seed, say, modules, fit_seconds=took, text=0 if method in ('linear', 'slerp', 'identity') else sum(map(len, b.fit.values())), chosen=', '.join(f'{k} {v}' for k, v in chosen.items()))]
+
+# %% ../nbs/22_merge.ipynb #af86c725
 def compare_merges(parents,        # {name: model}, of one tokenizer; the first one speaks where models are stitched
                    base=None,      # what they were fine-tuned from
                    tokenizer=None,
@@ -576,77 +643,15 @@ def compare_merges(parents,        # {name: model}, of one tokenizer; the first 
     if save and path is None: raise BadInput(f'the model of {save[0]!r} was to be kept, and no folder was given: give path')
     if isinstance(passages, (str, Path)): passages = list(_passages(passages))
     done = _Done(path, dict(config, length=length, layer=layer, passages=passages is not None and digest(list(map(str, passages))), parents={d: cache._name(m) for d, m in parents.items()}, base=base is not None and cache._name(base), tokenizer=digest(tokenizer.get_vocab()), texts={d: _print(t) for d, t in texts.items()}, held_out={d: _print(t) for d, t in held_out.items()}))
-    judged = {d: _rows(tokenizer, t, length) for d, t in held_out.items()}
-    first = next(iter(parents.values()))
-    some = {k: v[:4, :64] for k, v in dict(input_ids=next(iter(judged.values())).input_ids, attention_mask=next(iter(judged.values())).attention_mask).items()}
-    unit, size = forward_cost(says(first), some), sum(p.numel() for p in first.parameters())
-    known = {d: (base and text_loss(base, tokenizer, c, length).loss, text_loss(parents[d], tokenizer, c, length).loss if d in parents else math.nan) for d, c in judged.items()}
-    def judge(name, seed, say, modules, **more):
-        if passages is not None: got = last_words(say, tokenizer, passages); more |= dict(last_word=got['accuracy'], last_word_perplexity=got['perplexity'])
-        for d, c in judged.items():
-            t, (b, p) = text_loss(say, tokenizer, c, length), known[d]
-            yield dict(method=name, seed=seed, domain=d, loss=t.loss, low=t.low, high=t.high, score=(b - t.loss)/(b - p) if b is not None and b != p else math.nan,
-                             parameters=sum(p.numel() for m in modules for p in m.parameters())/size, forward_cost=forward_cost(says(say), some)/unit, **more)
+    judge, b = _Judge(parents, base, tokenizer, held_out, length, passages), None
     bar = tqdm([(m, s) for m in methods for s in (seeds if m not in _SEEDLESS else seeds[:1])], disable=not progress, leave=False)
-    benches = {}
     for method, seed in bar:
         bar.set_description(method)
-        if done.has(method, seed) and not (method in save and seed == seeds[0] and not done.folder(method).is_dir()): continue
-        if seed not in benches: benches[seed] = _Bench(parents, base, tokenizer, texts, layer, length, config, seed, False)
-        b = benches[seed]
-        free = dict(fit_seconds=0., text=0, chosen='')
-        if method == 'base': rows = [*judge('base', seed, base, [base], **free)]
-        elif method == 'parents': rows = [r for name, m in parents.items() for r in judge(f'parent {name}', seed, m, [m], **free)]
-        elif method == 'ensembles': rows = [r for h in MIXTURES for r in judge(f'{h} ensemble', seed, ensemble(b.models, h), b.models, **free)]
-        else:
-            b.used, had, t = set(), set(b.made), time.process_time()
-            say, modules, chosen = _make(b, method)
-            took = time.process_time() - t + sum(b.cost[w] for w in b.used & had) # as if nothing had been there
-            rows = [*judge(method, seed, say, modules, fit_seconds=took, text=0 if method in ('linear', 'slerp', 'identity') else sum(map(len, b.fit.values())), chosen=', '.join(f'{k} {v}' for k, v in chosen.items()))]
-            if method in save and seed == seeds[0]: done.keep(method, say, modules, tokenizer)
-        done.add(method, seed, rows)
+        wanted = method in save and seed == seeds[0]
+        if done.has(method, seed) and not (wanted and not done.folder(method).is_dir()): continue
+        b = b or _Bench(parents, base, tokenizer, texts, layer, length, config)
+        done.add(method, seed, _table_rows(b, judge, method, seed, lambda modules: done.keep(method, modules, tokenizer) if wanted else None))
     return pd.DataFrame([r for m in methods for s in seeds for r in done.rows if r['of'] == [m, s]]).drop(columns='of').astype(dict(score=float))
-
-def _print(t): return digest(t.input_ids.tolist() if isinstance(t, Contexts) else [t] if isinstance(t, str) else list(t))
-
-class _Done: # rows, in a file of lines if there is a folder
-    def __init__(self, path, about):
-        self.path, self.rows = None if path is None else out_dir(path), []
-        if not self.path: return
-        f = self.path/'about.json'
-        if f.is_file() and read_json(f) != plain(about): raise BadInput(f'{str(self.path)!r} holds another table of merges: give what it was made from, or another folder')
-        write_json(f, about)
-        if (r := self.path/'results.jsonl').is_file(): self.rows = [json.loads(l) for l in r.read_text(encoding='utf-8').splitlines()]
-    def has(self, method, seed): return [method, seed] in [r['of'] for r in self.rows]
-    def add(self, method, seed, rows):
-        self.rows = [r for r in self.rows if r['of'] != [method, seed]] + [dict(plain(r), of=[method, seed]) for r in rows]
-        if not self.path: return
-        with atomic(self.path/'results.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in self.rows), encoding='utf-8')
-    def folder(self, method): return self.path/method.replace(' ', '-')
-    def keep(self, method, say, modules, tokenizer):
-        to = self.folder(method)
-        for m in modules: m.save(to/'corrections') if isinstance(m, Corrections) else sites._quietly(lambda: m.save_pretrained(to))
-        tokenizer.save_pretrained(to)
-
-def _check(parents, base, tokenizer, texts, held_out, methods, layer, n, k): # -> the methods that can be had
-    if len(parents) < 2: raise BadInput(f'{len(parents)} model was given: a merge needs two')
-    if tokenizer is None or not texts or not held_out: raise BadInput('a table of merges needs the tokenizer, texts to learn from and texts to judge by: give tokenizer, texts and held_out')
-    for d in parents: one_of('domain with text to learn from', d, texts); one_of('domain with text to judge by', d, held_out)
-    if base is None and set(texts) - set(parents): raise BadInput(f'text of {sorted(set(texts) - set(parents))[0]!r} was given, which no parent teaches: give the base, or leave it out')
-    _one_vocabulary([*parents.values(), *([base] if base is not None else [])])
-    if not 1 <= k <= n: raise BadInput(f'k={k} was given for {n} features: choose k from 1 to {n}')
-    _places(list(parents.values()), -1 if layer is None else layer)
-    try: weights._alike(list(parents.values())); unlike = None
-    except BadInput as e: unlike = e
-    def lacks(m):
-        if m in _NEEDS_BASE + ('base',) and base is None: return 'needs the base model: give it'
-        if m == 'slerp' and len(parents) != 2: return f'goes between two models, and {len(parents)} were given: leave it out'
-        if unlike and (m in weights.METHODS or m in ('distil', 'sparse', 'dense', 'identity')): return f'needs models of one shape ({unlike}); ridge, crosscoder, fit linear and fit joint do not'
-    for m in methods or (): one_of('method', m, METHODS)
-    if methods is None: return [m for m in METHODS if not lacks(m)]
-    for m in methods:
-        if why := lacks(m): raise BadInput(f'{m!r} {why}')
-    return list(methods)
 
 # %% ../nbs/22_merge.ipynb #2ae35e6f
 def plot_merges(frame, ax=None): # of `compare_merges`
@@ -662,7 +667,7 @@ def plot_merges(frame, ax=None): # of `compare_merges`
     ax.set_yticks(range(len(order)), [f'{m}  ×{c:.1f}' if c > 1.05 else m for m, c in cost.items()]); ax.set_xlabel('nats a token', fontsize=9); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/22_merge.ipynb #a83cc486
+# %% ../nbs/22_merge.ipynb #890131db
 @dataclass
 class MergeConfig:
     "`saebook run` with `kind: merge`. Keys of the original code base are taken where they mean something: layer, multiplier, lambda_cos, learning_rate, max_len."
@@ -686,6 +691,7 @@ class MergeConfig:
     learning_rate:float|None = None # of the joint SAEs
     max_len:int|None = None # in place of length
 
+# %% ../nbs/22_merge.ipynb #b04c9f52
 def _texts(cfg): # -> texts to learn from, to judge by
     fit = {d: '\n'.join(cache.read_documents(f)) for d, f in cfg.texts.items()}
     if cfg.held_out: return fit, {d: cache.read_documents(f) for d, f in cfg.held_out.items()}
@@ -719,7 +725,6 @@ def _one_tokenizer(tokenizers):
         if t.get_vocab() != first: raise BadInput(f'model {i} has another tokenizer than the first: merging goes token by token, so give models of one tokenizer, or compare them text by text with text_loss')
 
 def _page(frame):
-    import matplotlib.pyplot as plt
     from saebook import core, views
     wide = frame.pivot_table(index=['method'], columns='domain', values='loss', sort=False)
     wide = wide.assign(**{'forward cost': frame.groupby('method').forward_cost.first(), 'parameters': frame.groupby('method').parameters.first(), 'seconds to fit': frame.groupby('method').fit_seconds.mean()}).reset_index()

@@ -215,7 +215,7 @@ def decode(self:Transcoder, code, x=None): # as an SAE's; x: what was encoded, f
     y = self._sum(code)
     return y + self._raw(x).view(*x.shape[:-1], self.d_in) @ self.W_skip if self.skip else y
 
-# %% ../nbs/04_sae.ipynb #8988a7b8
+# %% ../nbs/04_sae.ipynb #b2f86dcc
 JOINT = ('crosscoder', 'universal', 'aligned')
 
 class JointSAE(SAE):
@@ -258,8 +258,13 @@ class JointSAE(SAE):
         return self.W_dec[:, self._part(m)]
     def extra_repr(self): return f'widths={self.widths}, n={self.n}, kind={self.kind!r}, activation={self.activation!r}' + (f', k={self.k}' if self.activation in _FIXED else '')
 
+# %% ../nbs/04_sae.ipynb #5664682b
 @patch(as_prop=True)
 def shift(self:JointSAE): return self.center
+
+@patch
+def _sizes(self:JointSAE): # of each dimension, its model's: [sum of widths]
+    return self.unit.repeat_interleave(torch.tensor(self.widths, device=self.unit.device))
 
 @patch
 @torch.no_grad()
@@ -278,7 +283,7 @@ def measured(self:JointSAE, x): # [rows, sum of widths]
     parts = [(x - x.mean(0))[:, self._part(m)].square().sum(1).mean().item() for m in range(self.models)]
     if not all(parts): raise BadInput(f'the activations of model {parts.index(0)} are all equal: there is nothing to learn')
     if (self.unit == 1).all(): self.unit.copy_(torch.tensor([(v*self.models/self.d_in)**.5 for v in parts]))
-    return self.unit.repeat_interleave(torch.tensor(self.widths, device=self.unit.device))
+    return self._sizes()
 
 @patch
 @torch.no_grad()
@@ -325,7 +330,7 @@ def translate(self:JointSAE, x:torch.Tensor, source:int, target:int): # (..., d_
     "What model `target` would think where model `source` thinks `x`: (..., d_target), in the dtype of `x`."
     return self.decode(self.encode(x, source=source), target=target).to(x.dtype)
 
-# %% ../nbs/04_sae.ipynb #72fb0a25
+# %% ../nbs/04_sae.ipynb #131addc2
 @patch
 def shown(self:SAE, x, y): # [rows, d_in], [rows, d_out]
     "What of a batch is read and what is to be said, in training; an SAE's is the batch."
@@ -338,9 +343,19 @@ def counted(self:SAE, code, guess, y):
 
 @patch
 def prices(self:SAE):
-    "What a unit of each feature costs where the code's sum is paid for: 1, or [n]."
-    return 1.
+    "What a unit of each feature costs where the code's sum is paid for: [n], or None where all cost 1."
 
+@patch
+def lengths(self:SAE):
+    "Lengths of the decoder's rows [n], which are 1 in training."
+    return self.W_dec.norm(dim=1)
+
+@patch(as_prop=True)
+def revivable(self:SAE):
+    "Whether what the live features leave over tells dead ones what to say."
+    return True
+
+# %% ../nbs/04_sae.ipynb #b85aac5a
 @patch
 def _heard(self:JointSAE, rows, device): # bool [rows, models]: which models each row's code comes from
     m, i = self.models, torch.arange(rows, device=device)
@@ -369,6 +384,16 @@ def counted(self:JointSAE, code, guess, y):
 def prices(self:JointSAE): # Lindsey et al. 2024: a feature pays for its length in every model
     "Sum over models of the lengths of a feature's decoders: [n]."
     return sum(torch.linalg.vector_norm(self.dec(m), dim=1) for m in range(self.models))
+
+@patch
+def lengths(self:JointSAE):
+    "In units of each model's activations."
+    return (self.W_dec/self._sizes()).norm(dim=1)
+
+@patch(as_prop=True)
+def revivable(self:JointSAE):
+    "Aligned: what one model leaves over says nothing of the other."
+    return self.kind != 'aligned'
 
 # %% ../nbs/04_sae.ipynb #ce315c2d
 _TYPES = dict(kind=str, version=int, d_in=int, n=int, activation=str, k=int, site=(dict, type(None)), info=dict, prefixes=list, d_out=int, skip=bool, center_input=bool, normalize=str, apply_b_dec=bool, joint=(dict, type(None)))

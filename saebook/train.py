@@ -98,10 +98,14 @@ def aux_loss(sae:SAE, x:torch.Tensor, residual:torch.Tensor, # x [rows, d_in], r
     guess = torch.where(pre >= least, F.relu(pre), 0) @ sae.W_dec.index_select(0, ids)
     return (guess - target).square().sum()/len(x) / _variance(target).clamp_min(1e-12)
 
-# %% ../nbs/08_train.ipynb #49dd8ec8
+# %% ../nbs/08_train.ipynb #184939e2
 def _out(sae, code, x, upto=None): # code: a SparseCode or dense
     if upto is not None: code = SparseCode(code.values*(code.indices < upto), code.indices, code.n, code._entries) if isinstance(code, SparseCode) else torch.cat([code[:, :upto], torch.zeros_like(code[:, upto:])], 1)
     return sae.decode(code, x)
+
+def _paid(sae, code): # [rows, n] -> the mean of a row's sum, each feature at its price
+    p = sae.prices()
+    return (code.sum(1) if p is None else code @ p).mean()
 
 def _code(sae, x, y, cfg):
     "The code of a batch, what is to be paid for it, which features fired [n], and L0."
@@ -111,14 +115,14 @@ def _code(sae, x, y, cfg):
             code, gate = sae.gated(x)
             open_ = F.relu(gate)
             told = open_ @ sae.W_dec.detach() + sae.b_dec.detach()
-            cost = cfg.l1*(open_*sae.prices()).sum(1).mean() + (y - told).square().mean()
+            cost = cfg.l1*_paid(sae, open_) + (y - told).square().mean()
         elif a == 'jump_relu':
             pre = F.relu(sae.pre(x))
             code = codes.jump_relu(pre, sae.threshold, cfg.width)
             cost = cfg.l0*codes.jump_count(pre, sae.threshold, cfg.width).sum(1).mean()
         else:
             code = sae.dense(x)
-            cost = cfg.l1*(code*sae.prices()).sum(1).mean()
+            cost = cfg.l1*_paid(sae, code)
         active = code > 0
         return code, cost, active.any(0), active.sum(1).float().mean()
     more = sae.encode(x, cfg.exact, min(sae.n, 4*sae.k)) if cfg.multi and a == 'topk' else None
@@ -148,7 +152,7 @@ def loss_of(sae:SAE, x:torch.Tensor, y:torch.Tensor, # [rows, d_in], [rows, d_ou
     x, y = sae.shown(x, y)
     code, cost, fired, l0 = _code(sae, x, y, cfg)
     guess, more = sae.counted(code, _out(sae, code, x), y)
-    loss, fvu = _judge(sae, x, y, code, guess, cost + more, cfg, None if getattr(sae, 'kind', '') == 'aligned' else dead) # aligned: what one model leaves over says nothing of the other
+    loss, fvu = _judge(sae, x, y, code, guess, cost + more, cfg, dead if sae.revivable else None)
     return loss, dict(fvu=fvu, l0=l0), fired
 
 # %% ../nbs/08_train.ipynb #cff80158
@@ -452,7 +456,7 @@ def _whole(live, keys, at, name, cfg): # whole contexts, for what the model says
     some = live.ctx[torch.cat([order.batch(i)[0] for i in range(min(16, len(live.ctx)//order.size))]).unique().numpy()]
     return _Feed(lambda step: live.ctx[order.batch(step)[0].numpy()], keys, cache.activations(live.model, some, at, live.batch, progress=False), name, live=live)
 
-# %% ../nbs/08_train.ipynb #2ff76a39
+# %% ../nbs/08_train.ipynb #5d6ca026
 def _feed(saes, given, cfg):
     if isinstance(given, (ActivationCache, LiveActivations)): return _from_sites(saes, given, cfg, where=dict(cache=given.path) if isinstance(given, ActivationCache) else None)
     pair = isinstance(given, (list, tuple))
@@ -476,7 +480,7 @@ def _fingerprint(x): # of a tensor: its shape and some of its rows
 def _check_sae(sae):
     if sae.center_input or sae.normalize != 'none': raise BadInput(f'an SAE with center_input={sae.center_input} and normalize={sae.normalize!r} was given: train one without, on activations treated so')
     if sae.W_dec.dtype != torch.float32: raise BadInput(f'an SAE in {sae.W_dec.dtype} was given: train it in float32 (sae.float()) and convert it afterwards')
-    if not isinstance(sae, JointSAE) and (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
+    if (sae.lengths() - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
 
 # %% ../nbs/08_train.ipynb #5cc9e414
 @torch.no_grad()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['END', 'read_documents', 'Contexts', 'contexts', 'split', 'batches', 'activations', 'ActivationCache', 'SiteView',
-           'Shuffled', 'LiveActivations', 'FeatureCache']
+           'Shuffled', 'Beside', 'LiveActivations', 'FeatureCache']
 
 # %% ../nbs/07_cache.ipynb #d9637595
 import bisect, contextlib, errno, hashlib, itertools, json, math, os, re
@@ -532,7 +532,7 @@ class Shuffled:
             yield epoch, w, at - int(starts[w]), to - int(starts[w])
             p += to - at
 
-# %% ../nbs/07_cache.ipynb #2486abe9
+# %% ../nbs/07_cache.ipynb #22b0416a
 @patch
 def rows(self:Shuffled, step:int): # from 0, without end
     "The row numbers of a batch: int64 [batch]."
@@ -555,15 +555,34 @@ def shuffled(self:ActivationCache,
              window_mb:float=256, # memory for the rows at hand, all sites of the cache counted, in MiB
              at=None): # some of the sites; None: all
     "Sites in random order: `Shuffled`, whose `batch(step)` is a dict of [batch, d] by site, the same tokens at each."
+    return Shuffled(self, self.sites if at is None else at, batch, seed, _layout(len(self), self._row_bytes, window_mb)) # all sites count, so that each alone comes in the order of all together
+
+def _layout(n, row_bytes, window_mb): # of `Shuffled`, for rows on disk
     if not window_mb > 0: raise BadInput(f'window_mb={window_mb} was given: it must be above 0')
-    window, n = max(1, int(window_mb*2**20)//self._row_bytes), len(self) # all sites count, so that each alone comes in the order of all together
+    window = max(1, int(window_mb*2**20)//row_bytes)
     block = max(1, window//4096) # 64 KiB of a window of 256 MiB: long enough for a disk
-    return Shuffled(self, self.sites if at is None else at, batch, seed, (lambda i: np.minimum(np.multiply(i, block, dtype=np.int64), n), -(-n//block), window//block))
+    return lambda i: np.minimum(np.multiply(i, block, dtype=np.int64), n), -(-n//block), window//block
 
 @patch
 def shuffled(self:SiteView, batch:int, seed:int=0, window_mb:float=256): # as for all sites
     "The site's rows in random order: `Shuffled`, whose `batch(step)` is [batch, d]. Two sites of a cache give the same tokens at the same step."
     return self.cache.shuffled(batch, seed, window_mb, self.site)
+
+# %% ../nbs/07_cache.ipynb #1faeb6ec
+class Beside:
+    "Sites of several caches of the same tokens, side by side: [tokens, sum of widths], on disk."
+    def __init__(self, views): # a `SiteView` each
+        self.views = list(views)
+        for what, n in (('tokens', {len(v) for v in self.views}), ('contexts', {v.cache.config['tokens'] for v in self.views})):
+            if len(n) != 1: raise BadInput(f'caches of {len(n)} different {what} were given: make them of the same Contexts' if n else 'no caches were given: give a site of each, cache[site]')
+    shape = property(lambda self: (len(self.views[0]), sum(v.shape[1] for v in self.views)))
+    name = property(lambda self: [[str(v.site), digest(v.cache.manifest)] for v in self.views])
+    def __len__(self): return len(self.views[0])
+    def __repr__(self): return f"{len(self):,} tokens at {' beside '.join(f'{v.site} ({v.shape[1]})' for v in self.views)}, on disk"
+    def _gather(self, at, rows): return {at[0]: torch.cat([v.cache._stored(v.site, rows).float() for v in self.views], 1)}
+    def shuffled(self, batch:int, seed:int=0, window_mb:float=256): # tokens a step; memory for the rows at hand, in MiB
+        "In random order: `Shuffled`, whose `batch(step)` is a dict of one tensor [batch, sum of widths]."
+        return Shuffled(self, [Site('')], batch, seed, _layout(len(self), 4*self.shape[1], window_mb))
 
 # %% ../nbs/07_cache.ipynb #9430fc33
 class LiveActivations:

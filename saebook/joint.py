@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['PENALTIES', 'toy_pairs', 'paired_activations', 'beside', 'train_joint', 'relative_norms', 'whose', 'latent_scaling',
-           'LinearMap', 'fit_ridge', 'cross_fvu', 'feature_table', 'feature_tokens', 'feature_fates']
+           'LinearMap', 'fit_ridge', 'cross_fvu', 'feature_table', 'feature_tokens', 'decoders_by_use', 'feature_fates']
 
-# %% ../nbs/20_joint.ipynb #6c1ede39
+# %% ../nbs/20_joint.ipynb #d190cc7e
 import math
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 
 from . import cache, codes, metrics, sites
-from .cache import Contexts
+from .cache import Beside, Contexts, SiteView
 from .codes import SparseCode
 from .core import BadInput
 from .sae import JointSAE
@@ -33,7 +33,7 @@ def toy_pairs(tokens:int=20_000, widths=(24, 32), shared:int=32, own=(8, 8), # d
     code = SparseCode(1 + torch.rand(tokens, k, generator=g), which, n)
     return [codes.decode(code, d) for d in D], D
 
-# %% ../nbs/20_joint.ipynb #64f0ed44
+# %% ../nbs/20_joint.ipynb #30e232d9
 def _same_tokens(models, tokenizer):
     for i, m in enumerate(models):
         n = getattr(getattr(sites.unwrap(m), 'config', None), 'vocab_size', None)
@@ -58,16 +58,16 @@ def beside(acts): # [tokens, d_m] each
     if len({len(a) for a in acts}) > 1: raise BadInput(f'activations of {", ".join(str(len(a)) for a in acts)} tokens were given: give those of the same tokens')
     return torch.cat([a.float() for a in acts], 1)
 
-def train_joint(models, tokenizer=None, texts=None, at=None, # as for `paired_activations`; or as `models` the activations themselves, and nothing else
+def train_joint(models, tokenizer=None, texts=None, at=None, # as for `paired_activations`; or as `models` the activations themselves, and nothing else: tensors, or sites of caches (`ActivationCache`), which stay on disk
                 n:int=512, k:int=16, kind:str='crosscoder', activation:str='batch_topk', align:float=.5, # as for `JointSAE`
                 cfg:TrainConfig|None=None, length:int=128, seed:int=0, progress:bool=True, **kw): # further: as for `train_sae`
     "Train a `JointSAE`: a `TrainResult`."
     models = list(models)
-    given = all(isinstance(m, torch.Tensor) for m in models)
+    given, stored = (all(isinstance(m, kind) for m in models) for kind in ((torch.Tensor, SiteView), SiteView))
     if not given and (tokenizer is None or texts is None or at is None): raise BadInput('models were given without a tokenizer, texts or a site: give all three, or activations')
     acts = models if given else paired_activations(models, tokenizer, texts, at, length, progress)[0]
-    joint = JointSAE([a.shape[-1] for a in acts], n, activation, k, kind, None if given else _at(models, at), align, seed)
-    return train_sae(joint, beside(acts), cfg, progress, **kw)
+    joint = JointSAE([a.shape[-1] for a in acts], n, activation, k, kind, [v.site for v in acts] if stored else None if given else _at(models, at), align, seed)
+    return train_sae(joint, Beside(acts) if stored else beside(acts), cfg, progress, **kw)
 
 # %% ../nbs/20_joint.ipynb #3f1e28e6
 @torch.no_grad()
@@ -105,7 +105,7 @@ def latent_scaling(joint:JointSAE, acts, own:int, other:int): # [tokens, d_m] ea
         nu[name] = torch.where(amount > 0, beta[1]/beta[0], math.nan).float()
     return nu['error'], nu['reconstruction']
 
-# %% ../nbs/20_joint.ipynb #2f8de579
+# %% ../nbs/20_joint.ipynb #a440b899
 class LinearMap(nn.Module):
     "An affine map (..., d_in) -> (..., d_out): `weight` [d_in, d_out], `bias` [d_out]."
     def __init__(self, weight, bias):
@@ -134,22 +134,30 @@ def fit_ridge(x:torch.Tensor, y:torch.Tensor, # [tokens, d_in], [tokens, d_out]:
     some = sums(x[:cut], y[:cut])
     return LinearMap(*solve(*sums(x, y), min(penalties, key=lambda p: missed(*solve(*some, p)))))
 
+def _left(joint, acts, source, batch=8192): # what the code of a source leaves of each model's variance
+    left = torch.zeros(joint.models, dtype=torch.float64)
+    for i in range(0, len(acts[0]), batch): # so that nothing [tokens, n] is made
+        rows = [a[i:i + batch].float() for a in acts]
+        code = joint.encode(rows) if source == 'all' else joint.encode(rows[source], source=source)
+        left += torch.stack([(x - joint.decode(code, target=m)).double().square().sum().cpu() for m, x in enumerate(rows)])
+    return (left/torch.stack([(a - a.double().mean(0)).square().sum().cpu() for a in acts])).tolist()
+
 @torch.no_grad()
 def cross_fvu(joint:JointSAE, acts, # [tokens, d_m] each, of text that nothing was fitted on
               fitted=None):         # those it was fitted on: then ridge is fitted on them too
     "Held-out FVU of every model's activations, told from its own, from another's, or from all together: a frame with source, target, joint, and ridge, identity beside it."
     rows = []
     for source in [*range(joint.models), 'all']:
-        code = joint.encode([a.float() for a in acts]) if source == 'all' else joint.encode(acts[source].float(), source=source)
+        left = _left(joint, acts, source)
         for target in range(joint.models):
-            row = dict(source=source, target=target, joint=metrics.fvu(acts[target], joint.decode(code, target=target)), ridge=math.nan, identity=math.nan)
+            row = dict(source=source, target=target, joint=left[target], ridge=math.nan, identity=math.nan)
             if source != 'all' and source != target:
                 if fitted is not None: row['ridge'] = metrics.fvu(acts[target], fit_ridge(fitted[source], fitted[target])(acts[source].float()))
                 if joint.widths[source] == joint.widths[target]: row['identity'] = metrics.fvu(acts[target], acts[source].float())
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/20_joint.ipynb #0f8df06b
+# %% ../nbs/20_joint.ipynb #decd16f4
 def feature_table(joint:JointSAE, acts, names=None, low:float=.3): # [tokens, d_m] each, of held-out text; a name for each model
     "A frame with a row a feature: how often it fires (share of the tokens, on the code of all models), each model's share of its decoders, and who has it: 'shared', 'only ...', or 'dead'."
     names = [str(m) for m in (range(joint.models) if names is None else names)]
@@ -176,6 +184,14 @@ def feature_tokens(joint:JointSAE, acts, ctx:Contexts, tokenizer, features, n:in
             top = mean.topk(min(n, len(mean)))
             rows.setdefault(int(f), {})[name] = ' '.join(repr(tokenizer.decode([i])) for v, i in zip(top.values.tolist(), top.indices.tolist()) if v > 0)
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('feature').reset_index()
+
+# %% ../nbs/20_joint.ipynb #6f19600b
+@torch.no_grad()
+def decoders_by_use(joint:JointSAE, acts): # [tokens, d_m] each
+    "Each model's decoders, [n, d_m], every row made as long as its feature's amount is (root mean square): those of features that never fire are where training began and say nothing. For `weights.match(by=)`."
+    code = joint.encode([a.float() for a in acts])
+    amount = torch.zeros(joint.n).index_add_(0, code.indices.flatten().cpu(), code.values.square().flatten().cpu()).div_(len(acts[0])).sqrt().to(joint.W_dec)
+    return [joint.dec(m)*amount[:, None] for m in range(joint.models)]
 
 # %% ../nbs/20_joint.ipynb #db8b14f5
 @torch.no_grad()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIXTURES', 'RULES', 'CORRECTIONS', 'METHODS', 'says', 'TextLoss', 'text_loss', 'ensemble', 'MergedModel', 'distil',
-           'Corrections', 'fit_corrections', 'last_words', 'forward_cost', 'compare_merges', 'plot_merges',
-           'MergeConfig', 'run_merge', 'JointSAE', 'train_joint', 'merge_weights', 'align']
+           'Corrections', 'fit_corrections', 'last_words', 'forward_cost', 'compare_merges', 'over_seeds',
+           'plot_merges', 'MergeConfig', 'run_merge', 'JointSAE', 'train_joint', 'merge_weights', 'align']
 
 # %% ../nbs/22_merge.ipynb #86efea00
 import contextlib, copy, functools, json, math, re, time
@@ -30,14 +30,14 @@ from .weights import align, merge_weights
 
 _all_ = ['JointSAE', 'train_joint', 'merge_weights', 'align']
 
-# %% ../nbs/22_merge.ipynb #8ed7d196
+# %% ../nbs/22_merge.ipynb #ae6c4578
 def _rows(tokenizer, texts, length): # documents, one text or `Contexts` -> `Contexts` whose groups are what intervals resample
     ctx = texts if isinstance(texts, Contexts) else cache.contexts(tokenizer, texts, length)
     return ctx if len(set(ctx.group)) >= 5 else Contexts(ctx.input_ids, ctx.attention_mask, ctx.use, np.arange(len(ctx)))
 
-def _one_vocabulary(parents, way='they can still be compared text by text'):
+def _one_vocabulary(parents):
     sizes = [getattr(getattr(p, 'config', None), 'vocab_size', None) for p in parents]
-    if len(set(sizes)) > 1: raise BadInput(f'models with vocabularies of {", ".join(map(str, sizes))} tokens were given: merging goes token by token, so give models of one tokenizer; {way}')
+    if len(set(sizes)) > 1: raise BadInput(f'models with vocabularies of {", ".join(map(str, sizes))} tokens were given: merging goes token by token, so give models of one tokenizer (where they have one and only the padding of their embeddings differs, model.resize_token_embeddings(len(tokenizer)) makes it equal); others can be compared text by text, with text_loss')
 
 def says(model):
     "What a model says of the next token: a function of inputs (`input_ids`, `attention_mask` [batch, seq]) that gives log-probabilities [batch, seq, vocabulary]."
@@ -95,7 +95,7 @@ def ensemble(models, how:str='probability'): # one of `MIXTURES`
         return torch.logsumexp(each + weight.log_softmax(0), 0)
     return say
 
-# %% ../nbs/22_merge.ipynb #d0723b81
+# %% ../nbs/22_merge.ipynb #f9f6c678
 RULES = ('mean', 'error')
 
 class _Caches(DynamicCache): # the first model's cache, and with it those of the others
@@ -111,24 +111,33 @@ class _Caches(DynamicCache): # the first model's cache, and with it those of the
     def batch_select_indices(self, i): self._all('batch_select_indices', i)
     def reset(self): self._all('reset')
 
-def _places(parents, at): # a layer, layers, or lists of a Site a model -> [place][model] Sites
+def _places(parents, at): # a layer, layers, or lists of a layer or Site a model -> [place][model] Sites
     if isinstance(at, Site): at = [[at]*len(parents)]
     at = at if isinstance(at, (list, tuple)) else [at]
-    if at and all(isinstance(a, Site) for a in at): at = [at]
-    out = [list(a) if isinstance(a, (list, tuple)) else [sites.site(m, a) if not isinstance(a, Site) else a for m in parents] for a in at]
-    for p in out:
-        if len(p) != len(parents): raise BadInput(f'{len(p)} sites were given for {len(parents)} models: give one a model, or a layer for all')
-        for m, s in zip(parents, p): sites.module_at(m, s.path)
+    if not at: raise BadInput('no place was given to merge at: give a layer, a list of layers, or a Site a model')
+    if all(isinstance(a, Site) for a in at): at = [at]
+    out = []
+    for a in at:
+        a = list(a) if isinstance(a, (list, tuple)) else [a]*len(parents)
+        if len(a) != len(parents): raise BadInput(f'{len(a)} sites were given for {len(parents)} models: give one a model, or a layer for all')
+        out.append([s if isinstance(s, Site) else sites.site(m, s) for m, s in zip(parents, a)])
+        for m, s in zip(parents, out[-1]):
+            sites.module_at(m, s.path)
+            if s.positions is not None: raise BadInput(f'{s} has positions of its own: models are merged at every token, so give the site without them')
     return out
 
-# %% ../nbs/22_merge.ipynb #3210bc73
+def _in_its_dtype(m, x): # what a translator says of activations of another precision
+    p = next(m.parameters(), None)
+    return m(x if p is None else x.to(p))
+
+# %% ../nbs/22_merge.ipynb #5b4b21a5
 class MergedModel(PreTrainedModel, GenerationMixin):
     """Several causal language models that run as one: at each place the first one's activation is mixed with what the others think there, translated. Widths and architectures may differ, the tokenizer may not. It is a Hugging Face model: call it, `generate`, `save_pretrained`.
     Costs the first model, and the others up to their last site."""
     main_input_name, _supports_sdpa, _supports_flash_attn, _supports_attention_backend = 'input_ids', True, True, True
     def __init__(self,
                  parents,          # causal language models of one tokenizer; the first one speaks
-                 at,               # a layer, a list of layers, or a `Site` a model (a list of such lists for several places)
+                 at,               # a layer, or several; a layer or a `Site` a model is a list in that list, [[2, 3]]; a plain list of Sites is one place
                  translator=None,  # a `JointSAE`, or a module for each model after the first; of several places: a list; None: nothing is translated, models of one width
                  rule:str='mean',  # one of `RULES`; 'error' needs a `JointSAE`
                  weight:float|None=None): # share of the others, 0 to 1. None: equal shares ('mean'), all of the difference ('error')
@@ -146,7 +155,7 @@ class MergedModel(PreTrainedModel, GenerationMixin):
         self.eval()
 
     def _translator(self, t, place):
-        widths = [sites.width(m, s.at(None)) for m, s in zip(self.parents, place)]
+        widths = [sites.width(m, s) for m, s in zip(self.parents, place)]
         if isinstance(t, JointSAE):
             if t.sites and [(s.path, s.side) for s in t.sites] != [(s.path, s.side) for s in place]: raise BadInput(f'a joint SAE of {", ".join(map(str, t.sites))} was given for {", ".join(map(str, place))}: train it at these sites')
             if t.widths != widths: raise BadInput(f'a joint SAE of widths {t.widths} was given for activations of widths {widths} at {", ".join(map(str, place))}: train it at these sites')
@@ -158,7 +167,7 @@ class MergedModel(PreTrainedModel, GenerationMixin):
         maps = list(t) if isinstance(t, (list, tuple)) else [t]*(len(widths) - 1)
         if len(maps) != len(widths) - 1: raise BadInput(f'{len(maps)} translators were given for {len(widths) - 1} models after the first: give one each')
         for m, d in zip(maps, widths[1:]):
-            try: got = m(torch.zeros(1, d)).shape[-1]
+            try: got = _in_its_dtype(m, torch.zeros(1, d)).shape[-1]
             except RuntimeError as e: raise BadInput(f'a translator was given that does not take activations of width {d} ({reason(e)}): fit it on those of these sites') from None
             if got != widths[0]: raise BadInput(f'a translator from width {d} gave width {got}: the first model has {widths[0]}')
         return nn.ModuleList(maps)
@@ -171,13 +180,15 @@ class MergedModel(PreTrainedModel, GenerationMixin):
             z, z1 = t.encode([h, *others]), t.encode(h, source=0)
             move = (t.decode(z, target=0) - t.decode(z1, target=0)).to(h.dtype)
             return h + (move if self.weight is None else self.weight*move)
-        told = sum(t.translate(o, j, 0) if isinstance(t, JointSAE) else t[j - 1](o).to(h.dtype) for j, o in enumerate(others, 1))
+        told = sum(t.translate(o, j, 0) if isinstance(t, JointSAE) else _in_its_dtype(t[j - 1], o).to(h.dtype) for j, o in enumerate(others, 1))
         return (h + told)/n if self.weight is None else (1 - self.weight)*h + self.weight*told/(n - 1)
 
-# %% ../nbs/22_merge.ipynb #0db779fb
+# %% ../nbs/22_merge.ipynb #d846d531
 @patch
 def forward(self:MergedModel, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None, labels=None, **kw):
-    "As of any causal language model: `logits` [batch, seq, vocabulary], with `labels` the `loss`."
+    "As of any causal language model: `logits` [batch, seq, vocabulary], with `labels` the `loss`; hidden states and attentions are the first model's."
+    if input_ids is None: raise BadInput('input_ids are missing: the models have embeddings of their own and share the tokens, so give these')
+    whole = kw.pop('return_dict', None) is not False
     inputs = {k: v for k, v in dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids).items() if v is not None}
     if past_key_values is not None and not isinstance(past_key_values, _Caches):
         if past_key_values.get_seq_length(): raise BadInput('a cache of one model was given: leave past_key_values out, or give the one that this model returned')
@@ -192,7 +203,8 @@ def forward(self:MergedModel, input_ids=None, attention_mask=None, position_ids=
     edits = {place[0]: functools.partial(self.mixed, t, others=[o[i] for o in others]) for i, (place, t) in enumerate(zip(self.at, self.translators))}
     with sites.patch(self.parents[0], edits): out = sites.forward(self.parents[0], {**inputs, **kw, **kept(past_key_values)}, grad)
     loss = None if labels is None else F.cross_entropy(out.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
-    return CausalLMOutputWithPast(loss=loss, logits=out.logits, past_key_values=past_key_values)
+    said = CausalLMOutputWithPast(loss=loss, logits=out.logits, past_key_values=past_key_values, hidden_states=out.get('hidden_states'), attentions=out.get('attentions'))
+    return said if whole else said.to_tuple()
 
 @patch
 def generate(self:MergedModel, *args, **kw):
@@ -375,34 +387,35 @@ def fit(self:MergedModel, tokenizer,
     heard = _Parents(self, lessons, memory)
     with sites.frozen(self.parents): return _learn(heard.said if heard.short else _as_taught(self, lessons), list(self.translators.parameters()), lessons, steps, batch, lr, progress=progress)
 
-# %% ../nbs/22_merge.ipynb #02474854
+# %% ../nbs/22_merge.ipynb #c81bfd92
 def distil(model,            # where to start: merged weights, say. It is left alone
            tokenizer, texts, teachers, # {domain: documents or `Contexts`}, {domain: a model}
            weights=None,     # {domain: how much its teacher counts}; 1 where nothing is said, 0 leaves a domain out
            steps:int=300, batch:int=8, lr:float=2e-3, # windows a step, over all domains; peak learning rate of AdamW
            length:int=256, windows:int|None=None, # tokens a window; windows of each domain to learn from, None: all
-           joint:JointSAE|None=None, at=None, owners=None, feature_weight:float=1., # match features too: a joint SAE of the parents, its site in `model`, {domain: number of its parent}
+           joint:JointSAE|None=None, at=None, owners=None, feature_weight:float=1., # match features too: a joint SAE of the parents; its place, as for `MergedModel`; {domain: number of its parent}, None: in order
            seed:int=0, progress:bool=True):
     "A copy of `model`, all of its weights trained to say of each domain's text what its teacher says (KL divergence, no labels), and the loss of each step as a frame. Best for models of one tokenizer."
     _one_vocabulary([model, *teachers.values()])
+    if joint is not None and at is None and not joint.sites: raise BadInput('a joint SAE that does not know its sites was given without at: name its place')
     student = copy.deepcopy(sites.unwrap(model)).train()
     if next(student.parameters()).dtype == torch.float16: raise BadInput('a model in float16 was to be trained: convert it first, model.float()')
     for p in student.parameters(): p.requires_grad_(True)
     lessons = _Lessons(tokenizer, texts, teachers, weights, length, windows, seed)
     said = _as_taught(student, lessons)
     if joint is not None:
-        owners = owners or dict(zip(texts, range(joint.models)))
-        by_words, said = said, lambda d, rows, inputs: by_words(d, rows, inputs) + (feature_weight*_features_apart(student, joint, at, owners[d], lessons.teachers[d], inputs) if d in owners else 0.)
+        at = _places([model]*joint.models, joint.sites if at is None else at)[0]
+        owners, special = owners or dict(zip(texts, range(joint.models))), sites.special_ids(tokenizer)
+        by_words, said = said, lambda d, rows, inputs: by_words(d, rows, inputs) + (feature_weight*_features_apart(student, joint, at[owners[d]], owners[d], lessons.teachers[d], inputs, special) if d in owners else 0.)
     with seeded(seed), contextlib.nullcontext() if joint is None else sites.frozen(joint): history = _learn(said, list(student.parameters()), lessons, steps, batch, lr, decay=.05, progress=progress, desc='distil')
     return student.eval(), history
 
-def _features_apart(student, joint, at, m, teacher, inputs): # how far the student's features are from the teacher's, model m of the joint SAE, as a part of their size
-    mask = inputs['attention_mask'].bool()
-    at = at if isinstance(at, Site) else sites.site(student, at)
+def _features_apart(student, joint, at, m, teacher, inputs, special): # how far the student's features are from the teacher's, model m of the joint SAE, as a part of their size
+    mask = inputs['attention_mask'].bool() & ~torch.isin(inputs['input_ids'], special)
     mine, its = (sites.read(model, inputs, at, grad=g)[at][mask] for model, g in ((student, True), (teacher, False)))
-    want = F.relu(joint.pre(joint.whole([its if i == m else None for i in range(joint.models)]))).detach()
-    have = F.relu(joint.pre(joint.whole([mine if i == m else None for i in range(joint.models)])))
-    return (have - want).square().sum()/want.square().sum().clamp_min(1e-9)
+    with torch.no_grad(): want, on = (joint.encode(h, source=m).to_dense() for h in (its, mine))
+    have = F.relu(joint.pre(joint.whole([mine if i == m else None for i in range(joint.models)]))) # a feature that should be there and is not is told too
+    return ((have - want)*((want > 0) | (on > 0))).square().sum()/want.square().sum().clamp_min(1e-9)
 
 # %% ../nbs/22_merge.ipynb #6389f008
 CORRECTIONS = dict(sparse='topk', dense='relu')
@@ -473,8 +486,10 @@ def last_words(model, tokenizer, passages, # texts; or a .jsonl file whose lines
             right.append(bool((row.argmax(-1) == want).all())); told.append(row.gather(-1, want[:, None]).double().sum().item())
     return dict(accuracy=float(np.mean(right)), perplexity=float(math.exp(-np.mean(told))), n=len(items))
 
-# %% ../nbs/22_merge.ipynb #3beeb67b
-METHODS = ('base', 'parents', 'ensembles', 'identity', 'ridge', 'original', 'crosscoder', 'error', 'fit linear', 'fit joint', *weights.METHODS, 'distil', 'sparse', 'dense')
+# %% ../nbs/22_merge.ipynb #a87ffb48
+_AVERAGES = ('aligned linear', 'rotated linear') # of models that were brought into the first one's basis
+_TAUGHT = ('distil', 'distil features', 'sparse', 'dense')
+METHODS = ('base', 'parents', 'ensembles', 'identity', 'ridge', 'original', 'crosscoder', 'error', 'fit linear', 'fit joint', *weights.METHODS, 'passthrough', *_AVERAGES, *_TAUGHT)
 _GRID = dict(task_arithmetic=[dict(lam=l) for l in (.3, .5, .7, 1.)], ties=[dict(density=d, lam=l) for d in (.2, .5, .8) for l in (.7, 1.)], dare_linear=[dict(density=d, lam=l) for d in (.5, .8) for l in (.5, .7)], dare_ties=[dict(density=d, lam=l) for d in (.5, .8) for l in (.7, 1.)],
              slerp=[dict(t=.5)], linear=[{}], regmean=[dict(alpha=a) for a in (.9, .99)]) # what validation text chooses from
 _NEEDS_BASE = ('task_arithmetic', 'ties', 'dare_linear', 'dare_ties')
@@ -488,7 +503,7 @@ def forward_cost(say, inputs):
 class _Bench: # what all methods of one table share
     def __init__(self, parents, base, tokenizer, texts, layer, length, config):
         self.names, self.models, self.base, self.tok, self.config = list(parents), list(parents.values()), base, tokenizer, config
-        self.length, self.layer = length, -1 if layer is None else layer # -1: the last block of each
+        self.length, self.places = length, _places(self.models, -1 if layer is None else layer) # -1: the last block of each
         rows = {d: _rows(tokenizer, t, length) for d, t in texts.items()}
         for d, c in rows.items():
             if len(c) < 2: raise BadInput(f'the text of {d!r} is one window of {length} tokens: give more, so that some can be held back to choose by')
@@ -503,16 +518,16 @@ class _Bench: # what all methods of one table share
         self.used.add(what)
         if what not in self.made: t = time.process_time(); self.made[what] = make(); self.cost[what] = time.process_time() - t
         return self.made[what]
-    def pairs(self): return self.of('pairs', lambda: paired_activations(self.models, self.tok, self.all, self.layer, progress=False)[0])
-    def joint(self, kind):
-        pairs = self.pairs()
+    def pairs(self, i=0): return self.of(('pairs', i), lambda: paired_activations(self.models, self.tok, self.all, self.places[i], progress=False)[0])
+    def joint(self, kind, i=0):
+        pairs = self.pairs(i)
         def make():
             cfg = TrainConfig(steps=self.config['joint_steps'], seed=self.seed, **({} if self.config['lr'] is None else dict(lr=self.config['lr'])))
             return train_joint(pairs, n=self.config['n'], k=self.config['k'], kind=kind, activation='topk', align=self.config['align'], seed=self.seed, cfg=cfg, progress=False).sae
-        return copy.deepcopy(self.of((kind, self.seed), make))
+        return copy.deepcopy(self.of((kind, i, self.seed), make))
     def missed(self, say): return np.mean([text_loss(say, self.tok, c, self.length).loss for c in self.check.values()])
 
-# %% ../nbs/22_merge.ipynb #63c2c0cc
+# %% ../nbs/22_merge.ipynb #b010e1da
 def _weights_merge(b, method): # the best of a grid on validation text
     grams = b.of('grams', lambda: [weights.collect_grams(m, b.tok, b.fit[d], progress=False) for m, d in zip(b.models, b.names)]) if method == 'regmean' else None
     make = lambda kw: merge_weights(b.models, b.base if method in _NEEDS_BASE else None, method, seed=b.seed, grams=grams, **kw)
@@ -520,34 +535,44 @@ def _weights_merge(b, method): # the best of a grid on validation text
     return make(best), best
 
 def _runtime_merge(b, method):
-    merged = lambda t, rule='mean': MergedModel(b.models, b.layer, t, rule)
-    if method == 'identity': return merged(None)
-    if method == 'ridge': return merged([fit_ridge(a, b.pairs()[0]) for a in b.pairs()[1:]])
-    if method == 'original': return merged(b.joint('aligned'))
-    if method in ('crosscoder', 'error'): return merged(b.joint('crosscoder'), 'error' if method == 'error' else 'mean')
-    if method == 'fit linear':
-        same = len({sites.width(m, sites.site(m, b.layer)) for m in b.models}) == 1
-        m = merged([LinearMap.identity(b.pairs()[0].shape[1]) for _ in b.models[1:]] if same else [fit_ridge(a, b.pairs()[0]) for a in b.pairs()[1:]])
-    else: m = merged(b.joint('crosscoder'))
+    ridge = lambda i: [fit_ridge(a, b.pairs(i)[0]) for a in b.pairs(i)[1:]]
+    def start(i):
+        widths = [sites.width(m, s) for m, s in zip(b.models, b.places[i])]
+        return [LinearMap.identity(widths[0]) for _ in widths[1:]] if len(set(widths)) == 1 else ridge(i)
+    cross = lambda i: b.joint('crosscoder', i)
+    one = {'identity': lambda i: None, 'ridge': ridge, 'original': lambda i: b.joint('aligned', i), 'crosscoder': cross, 'error': cross, 'fit linear': start, 'fit joint': cross}[method]
+    every = [one(i) for i in range(len(b.places))]
+    m = MergedModel(b.models, b.places, every if len(every) > 1 else every[0], 'error' if method == 'error' else 'mean')
+    if not method.startswith('fit'): return m
     m.fit(b.tok, b.fit, b.teachers, steps=b.config['fit_steps'], length=b.length, seed=b.seed, progress=False)
     return m
 
 def _start(b): return b.of('average', lambda: merge_weights(b.models))
 
+def _in_one_basis(b, how):
+    first = weights.fold_gains(b.models[0]) if how == 'rotation' else b.models[0]
+    return merge_weights([first, *(align(m, first, b.tok, b.all, how, progress=False) for m in b.models[1:])])
+
+def _stacked(models): # the first one's blocks but for the last quarter, then the next one's but for its first
+    n = sites.n_layers(models[0]); q, last = max(1, n//4), len(models) - 1
+    return weights.passthrough(models, [(m, q if m else 0, n if m == last else n - q) for m in range(len(models))])
+
 def _make(b, method): # -> what speaks, the model whose parameters count, what was chosen
-    if method in ('distil', 'sparse', 'dense'):
+    if method in _TAUGHT:
         _start(b)
         how = dict(steps=b.config['distil_steps'], length=b.length, seed=b.seed, progress=False)
-        if method == 'distil': m, _ = distil(_start(b), b.tok, b.fit, b.teachers, **how); return m, [m], {}
+        if method == 'distil features': how |= dict(joint=b.joint('crosscoder'), at=b.places[0], owners={d: i for i, d in enumerate(b.names)})
+        if method.startswith('distil'): m, _ = distil(_start(b), b.tok, b.fit, b.teachers, **how); return m, [m], {}
         c, _ = fit_corrections(_start(b), b.tok, b.fit, b.teachers, method, **how)
         def say(inputs):
             with c.attach(_start(b)): return says(_start(b))(inputs)
         return say, [_start(b), c], {}
     if method in weights.METHODS: m, kw = _weights_merge(b, method); return m, [m], kw
-    m = _runtime_merge(b, method)
+    if method in _AVERAGES or method == 'passthrough': m = _stacked(b.models) if method == 'passthrough' else _in_one_basis(b, dict(aligned='permutation', rotated='rotation')[method.split()[0]])
+    else: m = _runtime_merge(b, method)
     return m, [m], {}
 
-# %% ../nbs/22_merge.ipynb #9588dfe9
+# %% ../nbs/22_merge.ipynb #77fcc514
 def _check(parents, base, tokenizer, texts, held_out, methods, layer, n, k): # -> the methods that can be had
     if len(parents) < 2: raise BadInput(f'{len(parents)} model was given: a merge needs two')
     if tokenizer is None or not texts or not held_out: raise BadInput('a table of merges needs the tokenizer, texts to learn from and texts to judge by: give tokenizer, texts and held_out')
@@ -558,10 +583,13 @@ def _check(parents, base, tokenizer, texts, held_out, methods, layer, n, k): # -
     _places(list(parents.values()), -1 if layer is None else layer)
     try: weights._alike(list(parents.values())); unlike = None
     except BadInput as e: unlike = e
+    try: [weights._family(sites.unwrap(m)) for m in parents.values()]; strange = None
+    except BadInput as e: strange = e
     def lacks(m):
+        if strange and m in _AVERAGES: return f'needs models whose parts are known ({strange})'
         if m in _NEEDS_BASE + ('base',) and base is None: return 'needs the base model: give it'
         if m == 'slerp' and len(parents) != 2: return f'goes between two models, and {len(parents)} were given: leave it out'
-        if unlike and (m in weights.METHODS or m in ('distil', 'sparse', 'dense', 'identity')): return f'needs models of one shape ({unlike}); ridge, crosscoder, fit linear and fit joint do not'
+        if unlike and m in (*weights.METHODS, *_TAUGHT, *_AVERAGES, 'passthrough', 'identity'): return f'needs models of one shape ({unlike}); ridge, crosscoder, fit linear and fit joint do not'
     for m in methods or (): one_of('method', m, METHODS)
     if methods is None: return [m for m in METHODS if not lacks(m)]
     for m in methods:
@@ -590,7 +618,7 @@ class _Done: # rows, in a file of lines if there is a folder
         for m in modules: m.save(to/'corrections') if isinstance(m, Corrections) else sites._quietly(lambda: m.save_pretrained(to))
         tokenizer.save_pretrained(to)
 
-# %% ../nbs/22_merge.ipynb #c1487e4e
+# %% ../nbs/22_merge.ipynb #644f089b
 class _Judge: # what is asked of every merge
     def __init__(self, parents, base, tokenizer, held_out, length, passages):
         self.tok, self.passages, self.texts = tokenizer, passages, {d: _rows(tokenizer, t, length) for d, t in held_out.items()}
@@ -604,9 +632,9 @@ class _Judge: # what is asked of every merge
         if self.passages is not None: got = last_words(say, self.tok, self.passages); own |= dict(last_word=got['accuracy'], last_word_perplexity=got['perplexity'])
         for d, c in self.texts.items():
             t, (b, p) = text_loss(say, self.tok, c), self.known[d]
-            yield dict(method=name, seed=seed, domain=d, loss=t.loss, low=t.low, high=t.high, score=(b - t.loss)/(b - p) if b != p else math.nan, **own)
+            yield dict(method=name, seed=seed, domain=d, loss=t.loss, low=t.low, high=t.high, score=(b - t.loss)/(b - p) if b != p else math.nan, **own, lost=[t.sums, t.n])
 
-_SEEDLESS = ('base', 'parents', 'ensembles', 'identity', 'ridge', 'linear', 'slerp', 'task_arithmetic', 'ties', 'regmean') # nothing is drawn
+_SEEDLESS = ('base', 'parents', 'ensembles', 'identity', 'ridge', 'linear', 'slerp', 'task_arithmetic', 'ties', 'regmean', 'passthrough', *_AVERAGES) # nothing is drawn
 
 def _table_rows(b, judge, method, seed, keep): # keep: what is done with the modules of a merge
     free, names = dict(fit_seconds=0., text=0, chosen=''), dict(zip(b.names, b.models))
@@ -617,16 +645,20 @@ def _table_rows(b, judge, method, seed, keep): # keep: what is done with the mod
     say, modules, chosen = _make(b, method)
     took = time.process_time() - t + sum(b.cost[w] for w in b.used & had) # as if nothing had been there
     keep(modules)
-    return [*judge.rows(method, seed, say, modules, fit_seconds=took, text=0 if method in ('linear', 'slerp', 'identity') else sum(map(len, b.fit.values())), chosen=', '.join(f'{k} {v}' for k, v in chosen.items()))]
+    return [*judge.rows(method, seed, say, modules, fit_seconds=took, text=0 if method in ('linear', 'slerp', 'identity', 'passthrough') else sum(map(len, b.fit.values())), chosen=', '.join(f'{k} {v}' for k, v in chosen.items()))]
 
-# %% ../nbs/22_merge.ipynb #af86c725
+class _Lost: # what each row of a table lost on each text: {(method, seed, domain): (nats, tokens)}; and the groups of the texts
+    def __init__(self, of, groups): self.of, self.groups = of, groups
+    def __deepcopy__(self, memo): return self # pandas copies what a frame carries at every step
+
+# %% ../nbs/22_merge.ipynb #c0534da9
 def compare_merges(parents,        # {name: model}, of one tokenizer; the first one speaks where models are stitched
                    base=None,      # what they were fine-tuned from
                    tokenizer=None,
                    texts=None,     # {parent's name: text to learn from}; further domains are taught by the base. The last tenth of each chooses coefficients
                    held_out=None,  # {domain: text to judge by}; names that are no parent's (neutral) are judged and not counted in the mean
                    methods=None,   # some of `METHODS`; None: all that can be had
-                   seeds=(0,), layer:int|None=None, length:int=256, # where models are stitched, None: the last block; tokens a window
+                   seeds=(0,), layer=None, length:int=256, # where models are stitched, as for `MergedModel` (None: the last block of each); tokens a window
                    n:int=512, k:int=32, joint_steps:int=300, fit_steps:int=100, distil_steps:int=300, # of the joint SAEs; of `MergedModel.fit`; of `distil` and the corrections
                    align:float=.5, lr:float|None=None, # of the aligned joint SAE: weight of the cosine; learning rate of the joint SAEs
                    passages=None,  # for `last_words`: adds its accuracy and perplexity, last_word and last_word_perplexity
@@ -642,7 +674,7 @@ def compare_merges(parents,        # {name: model}, of one tokenizer; the first 
     for m in save: one_of('method whose model is to be kept', m, [m for m in methods if m not in ('base', 'parents', 'ensembles')])
     if save and path is None: raise BadInput(f'the model of {save[0]!r} was to be kept, and no folder was given: give path')
     if isinstance(passages, (str, Path)): passages = list(_passages(passages))
-    done = _Done(path, dict(config, length=length, layer=layer, passages=passages is not None and digest(list(map(str, passages))), parents={d: cache._name(m) for d, m in parents.items()}, base=base is not None and cache._name(base), tokenizer=digest(tokenizer.get_vocab()), texts={d: _print(t) for d, t in texts.items()}, held_out={d: _print(t) for d, t in held_out.items()}))
+    done = _Done(path, dict(config, version=2, length=length, layer=[list(map(str, p)) for p in _places(list(parents.values()), -1 if layer is None else layer)], passages=passages is not None and digest(list(map(str, passages))), parents={d: cache._name(m) for d, m in parents.items()}, base=base is not None and cache._name(base), tokenizer=digest(tokenizer.get_vocab()), texts={d: _print(t) for d, t in texts.items()}, held_out={d: _print(t) for d, t in held_out.items()}))
     judge, b = _Judge(parents, base, tokenizer, held_out, length, passages), None
     bar = tqdm([(m, s) for m in methods for s in (seeds if m not in _SEEDLESS else seeds[:1])], disable=not progress, leave=False)
     for method, seed in bar:
@@ -651,23 +683,54 @@ def compare_merges(parents,        # {name: model}, of one tokenizer; the first 
         if done.has(method, seed) and not (wanted and not done.folder(method).is_dir()): continue
         b = b or _Bench(parents, base, tokenizer, texts, layer, length, config)
         done.add(method, seed, _table_rows(b, judge, method, seed, lambda modules: done.keep(method, modules, tokenizer) if wanted else None))
-    return pd.DataFrame([r for m in methods for s in seeds for r in done.rows if r['of'] == [m, s]]).drop(columns='of').astype(dict(score=float))
+    rows = [r for m in methods for s in seeds for r in done.rows if r['of'] == [m, s]]
+    frame = pd.DataFrame(rows).drop(columns=['of', 'lost']).astype(dict(score=float))
+    frame.attrs['lost'] = _Lost({(r['method'], r['seed'], r['domain']): r['lost'] for r in rows}, {d: c.group for d, c in judge.texts.items()})
+    return frame
 
-# %% ../nbs/22_merge.ipynb #2ae35e6f
+# %% ../nbs/22_merge.ipynb #6215dc90
+def over_seeds(frame,        # of `compare_merges`
+               against=None, # a method: how many times its loss
+               n:int=1000, level:float=.95, seed:int=0): # draws; of the intervals
+    """Each method's loss on each domain, and on the mean of the parents' domains, over its seeds: a frame with method, domain, seeds, loss, low, high, and with `against` ratio, ratio_low, ratio_high. Intervals are percentiles under resampling of texts (the same for all methods) and of seeds; three seeds say little of
+    the spread of seeds, and the interval is too narrow by that."""
+    lost = frame.attrs.get('lost')
+    if lost is None: raise BadInput('a table without its texts was given: take the frame that compare_merges returned (with path= it is read again at once)')
+    if against is not None: one_of('method', against, list(frame.method.unique()))
+    rng, draws = np.random.default_rng(seed), {d: _text_draws(g, n, seed) for d, g in lost.groups.items()}
+    own = [d for d in draws if frame[frame.domain == d].score.notna().any()] or list(draws)
+    def losses(method): # {domain: [1 + n]}, the first one with each text and seed once
+        seeds = frame[frame.method == method].seed.unique()
+        pick = np.vstack([np.arange(len(seeds)), rng.integers(0, len(seeds), (n, len(seeds)))])
+        out = {}
+        for d, w in draws.items():
+            each = np.stack([(w @ np.asarray(s))/(w @ np.asarray(k)) for s, k in (lost.of[method, x, d] for x in seeds)], 1)
+            out[d] = np.take_along_axis(each, pick, 1).mean(1)
+        return out | dict(mean=np.mean([out[d] for d in own], 0)), len(seeds)
+    every, sides = {m: losses(m) for m in frame.method.unique()}, [(1 - level)/2, (1 + level)/2]
+    def figures(v, *names): return dict(zip(names, (v[0], *np.nanquantile(v[1:], sides))))
+    return pd.DataFrame([dict(method=m, domain=d, seeds=k, **figures(v, 'loss', 'low', 'high'), **({} if against is None else figures(v/every[against][0][d], 'ratio', 'ratio_low', 'ratio_high'))) for m, (of, k) in every.items() for d, v in of.items()])
+
+def _text_draws(groups, n, seed): # how often each text is drawn: [1 + n, texts], the first time all once
+    _, g = np.unique(np.asarray(groups), return_inverse=True)
+    return np.vstack([np.ones(len(g)), *(w[g] for w in metrics._draws(g.max() + 1, n, seed))])
+
+# %% ../nbs/22_merge.ipynb #c6d0e5e5
 def plot_merges(frame, ax=None): # of `compare_merges`
     "Each method's loss on each domain with a score, the best mean above; × is what a forward pass costs where that is more than one model."
     from saebook import views
-    ax, t = views._axes(ax, (7, .28*frame.method.nunique() + 1)), frame.groupby(['method', 'domain'])[['loss', 'low', 'high', 'forward_cost']].mean()
+    spread = over_seeds(frame) if 'lost' in frame.attrs else frame
+    ax, t = views._axes(ax, (7, .28*frame.method.nunique() + 1)), spread.groupby(['method', 'domain'])[['loss', 'low', 'high']].mean()
     domains = [d for d in frame.domain.unique() if frame[frame.domain == d].score.notna().any()] or list(frame.domain.unique())
     order = t.loss.unstack()[domains].mean(axis=1).sort_values(ascending=False).index
     for d, color in zip(domains, [views.BLUE, views.ORANGE, views.GREY, *(f'C{i}' for i in range(2, 10))]):
         f = t.xs(d, level='domain').loc[order]
         ax.hlines(range(len(f)), f.low, f.high, color=color, lw=1.5); ax.scatter(f.loss, range(len(f)), color=color, s=22, label=d, zorder=3)
-    cost = t.forward_cost.groupby('method').first()[order]
+    cost = frame.groupby('method').forward_cost.first()[order]
     ax.set_yticks(range(len(order)), [f'{m}  ×{c:.1f}' if c > 1.05 else m for m, c in cost.items()]); ax.set_xlabel('nats a token', fontsize=9); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/22_merge.ipynb #890131db
+# %% ../nbs/22_merge.ipynb #0e0193c9
 @dataclass
 class MergeConfig:
     "`saebook run` with `kind: merge`. Keys of the original code base are taken where they mean something: layer, multiplier, lambda_cos, learning_rate, max_len."
@@ -677,7 +740,7 @@ class MergeConfig:
     held_out:dict = field(default_factory=dict) # {domain: text file} to judge by; none: the last tenth of the characters of each text
     methods:list|None = None # some of `METHODS`
     seeds:list = field(default_factory=lambda: [0])
-    layer:int|None = None   # where models are stitched; negative from the last block
+    layer:int|list|None = None # where models are stitched; negative from the last block; [1, 3]: two places, [[2, 3]]: block 2 of the first and 3 of the second
     length:int = 256        # tokens a window
     n:int = 512             # features of the joint SAEs
     k:int = 32              # features in use a token
@@ -691,7 +754,7 @@ class MergeConfig:
     learning_rate:float|None = None # of the joint SAEs
     max_len:int|None = None # in place of length
 
-# %% ../nbs/22_merge.ipynb #b04c9f52
+# %% ../nbs/22_merge.ipynb #57daea82
 def _texts(cfg): # -> texts to learn from, to judge by
     fit = {d: '\n'.join(cache.read_documents(f)) for d, f in cfg.texts.items()}
     if cfg.held_out: return fit, {d: cache.read_documents(f) for d, f in cfg.held_out.items()}
@@ -726,7 +789,11 @@ def _one_tokenizer(tokenizers):
 
 def _page(frame):
     from saebook import core, views
-    wide = frame.pivot_table(index=['method'], columns='domain', values='loss', sort=False)
-    wide = wide.assign(**{'forward cost': frame.groupby('method').forward_cost.first(), 'parameters': frame.groupby('method').parameters.first(), 'seconds to fit': frame.groupby('method').fit_seconds.mean()}).reset_index()
-    body = f'<figure>{views.svg(plot_merges(frame))}<figcaption>Nats a token on held-out text, with 95 % intervals over texts; × what a forward pass costs where that is more than one model.</figcaption></figure>'
-    return core.html_page('Merging models', body + views.table(wide, {c: '{:.3f}' for c in wide.columns[1:]}))
+    spread = over_seeds(frame, 'probability ensemble' if 'probability ensemble' in set(frame.method) else None)
+    show = lambda r, *names: '{:.3f} ({:.3f} to {:.3f})'.format(*(r[k] for k in names))
+    wide = spread.assign(loss=[show(r, 'loss', 'low', 'high') for _, r in spread.iterrows()]).pivot(index='method', columns='domain', values='loss').loc[spread[spread.domain == 'mean'].sort_values('loss').method, spread.domain.unique()]
+    if 'ratio' in spread: wide['times the ensemble'] = [show(r, 'ratio', 'ratio_low', 'ratio_high') for _, r in spread[spread.domain == 'mean'].sort_values('loss').iterrows()]
+    numbers = ['forward cost', 'parameters', 'seconds to fit']
+    wide = wide.join(frame.groupby('method')[['forward_cost', 'parameters', 'fit_seconds']].mean().set_axis(numbers, axis=1)).reset_index()
+    body = f'<figure>{views.svg(plot_merges(frame))}<figcaption>Nats a token on held-out text, with 95 % intervals over texts and seeds; × what a forward pass costs where that is more than one model.</figcaption></figure>'
+    return core.html_page('Merging models', body + views.table(wide, {c: '{:.3f}' for c in numbers}))

@@ -242,7 +242,7 @@ def _columns(site, h, door, rows=None):
     if (new != new[:1]).any(): raise BadInput(f"{site} lies in the cache for some rows of the batch only")
     return col[:, new[0]] if new[0].any() else None
 
-# %% ../nbs/01_sites.ipynb #bda3e757
+# %% ../nbs/01_sites.ipynb #3f4a2e42
 def _own_positions(model):
     "Whether the model numbers its positions from the padding itself, as RoBERTa does."
     return any(isinstance(m, nn.Embedding) and m.padding_idx is not None and 'position' in n for n, m in model.named_modules())
@@ -252,7 +252,8 @@ def _position_ids(model, kw):
     m = kw.get('attention_mask')
     if not isinstance(m, torch.Tensor) or m.dim() != 2 or 'position_ids' in kw or not (m[:, 1:] > m[:, :-1]).any(): return kw
     if 'position_ids' not in inspect.signature(model.forward).parameters or _own_positions(model): return kw
-    return {**kw, 'position_ids': (m.long().cumsum(1) - 1).masked_fill(m == 0, 0)}
+    n = next((kw[k].shape[1] for k in ('input_ids', 'inputs_embeds') if isinstance(kw.get(k), torch.Tensor)), m.shape[1]) # where there is a cache the mask is longer
+    return {**kw, 'position_ids': (m.long().cumsum(1) - 1).masked_fill(m == 0, 0)[:, -n:]}
 
 # %% ../nbs/01_sites.ipynb #f5225e6f
 def prepare(model,

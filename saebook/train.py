@@ -6,7 +6,7 @@
 __all__ = ['toy_activations', 'TrainConfig', 'aux_loss', 'loss_of', 'Signum', 'device', 'Trainer', 'TrainResult',
            'check_activations', 'train_sae', 'resume', 'sweep', 'summary', 'tensorboard']
 
-# %% ../nbs/08_train.ipynb #5b969377
+# %% ../nbs/08_train.ipynb #f9c4e93c
 import atexit, contextlib, functools, itertools, json, math, os, time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from . import cache, codes, sites
-from .cache import ActivationCache, Contexts, LiveActivations, SiteView
+from .cache import ActivationCache, Beside, Contexts, LiveActivations, SiteView
 from .codes import SparseCode
 from .core import BadInput, atomic, digest, one_of, out_dir, plain, processes, read_json, write_json
 from .sae import _FIXED, SAE, JointSAE, Transcoder
@@ -425,7 +425,7 @@ def _fit(sae, widths, what):
     for d, want in zip(widths, (sae.d_in, sae.d_out)):
         if d != want: raise BadInput(f'activations of width {d} were given{what}: this SAE needs (..., {want})')
 
-# %% ../nbs/08_train.ipynb #94ece7e5
+# %% ../nbs/08_train.ipynb #0635564a
 def _from_sites(saes, source, cfg, keys=None, where=None): # a cache, or a model with its texts
     if keys is None:
         known = getattr(source, 'sites', None)
@@ -440,8 +440,11 @@ def _from_sites(saes, source, cfg, keys=None, where=None): # a cache, or a model
     name = [str(a) for a in at], source.name if live else digest(source.manifest)
     if cfg.loss != 'fvu': return _whole(source, keys, at, name, cfg)
     order = source.shuffled(cfg.batch, cfg.seed, at=at, **({} if live else dict(window_mb=cfg.window_mb)))
-    enough = max(4096, max(s.n for s in saes) if cfg.data_init else 0) # tokens to know the mean and the spread by
-    return _Feed(order.batch, keys, _first(order, max(1, min(enough//cfg.batch, len(order)))), name, where, live)
+    return _Feed(order.batch, keys, _first(order, _enough(saes, cfg, order)), name, where, live)
+
+def _enough(saes, cfg, order): # batches to know the mean and the spread by
+    tokens = max(4096, max(s.n for s in saes) if cfg.data_init else 0)
+    return max(1, min(tokens//cfg.batch, len(order)))
 
 def _first(order, n): # the first batches as one
     x = order.batch(0)
@@ -456,9 +459,10 @@ def _whole(live, keys, at, name, cfg): # whole contexts, for what the model says
     some = live.ctx[torch.cat([order.batch(i)[0] for i in range(min(16, len(live.ctx)//order.size))]).unique().numpy()]
     return _Feed(lambda step: live.ctx[order.batch(step)[0].numpy()], keys, cache.activations(live.model, some, at, live.batch, progress=False), name, live=live)
 
-# %% ../nbs/08_train.ipynb #5d6ca026
+# %% ../nbs/08_train.ipynb #9d10a286
 def _feed(saes, given, cfg):
     if isinstance(given, (ActivationCache, LiveActivations)): return _from_sites(saes, given, cfg, where=dict(cache=given.path) if isinstance(given, ActivationCache) else None)
+    if isinstance(given, Beside): return _side_by_side(saes, given, cfg)
     pair = isinstance(given, (list, tuple))
     for s in saes:
         if isinstance(s, Transcoder) != pair: raise BadInput(f'{type(s).__name__} was given {"a pair of tensors" if pair else "one tensor"}: a transcoder needs the inputs and the outputs of its module, an SAE one tensor')
@@ -473,6 +477,12 @@ def _feed(saes, given, cfg):
     if len({len(x) for x in xs}) > 1: raise BadInput(f'{len(xs[0])} inputs and {len(xs[1])} outputs were given: give one output for each input')
     order = _InMemory(xs, cfg.batch, cfg.seed)
     return _Feed(lambda step: dict(enumerate(order.batch(step))), [(0, len(xs) - 1)]*len(saes), dict(enumerate(xs)), [_fingerprint(x) for x in xs])
+
+def _side_by_side(saes, given, cfg): # several models' activations, for joint SAEs
+    if cfg.loss != 'fvu': raise BadInput(f"loss={cfg.loss!r} was asked for with activations of several models: a joint SAE learns activations, so take loss='fvu'")
+    for s in saes: _fit(s, (given.shape[1],)*2, '')
+    order = given.shuffled(cfg.batch, cfg.seed, cfg.window_mb)
+    return _Feed(order.batch, [tuple(order.at)*2]*len(saes), _first(order, _enough(saes, cfg, order)), given.name, dict(views=[str(v) for v in given.views]))
 
 def _fingerprint(x): # of a tensor: its shape and some of its rows
     return [list(x.shape), str(x.dtype), digest(x[::max(1, len(x)//1000)].float().sum(1).tolist())]

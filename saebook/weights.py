@@ -144,7 +144,7 @@ def _check_grams(model, grams):
         if all(p in g for g in grams) and any(g[p].shape != (d, d) for g in grams): raise BadInput(f'a Gram matrix of another shape than [{d}, {d}] was given for {p}: collect them from the very models that are merged')
     return {f'{p}.weight': ([g[p] for g in grams], isinstance(m, nn.Linear)) for p, m in maps.items() if all(p in g for g in grams)}
 
-# %% ../nbs/21_weights.ipynb #577c00c4
+# %% ../nbs/21_weights.ipynb #fd720a40
 @torch.no_grad()
 def merge_weights(models:list,        # the fine-tunes, one architecture
                   base=None,          # what they were tuned from: for task_arithmetic, ties and dare; for slerp of one model
@@ -159,7 +159,7 @@ def merge_weights(models:list,        # the fine-tunes, one architecture
                   alpha:float=.99):   # regmean: how much of the Grams' off-diagonals is kept
     """One ordinary model with the size, the settings and the precision of the first; the models given stay as they are. Computed in float64, parameter by parameter; what is tied stays tied. mergekit's dare scales what is left so that the sum of
     sizes stays as it was; here it is divided by `density`, as in the paper, so that the mean over seeds is the whole difference. Raises `BadInput` where the models do not fit together or the method lacks something."""
-    if method == 'passthrough': raise BadInput('passthrough stacks the blocks of one model and merges no numbers: call passthrough(model, layer_ranges)')
+    if method == 'passthrough': raise BadInput('passthrough stacks blocks and merges no numbers: call passthrough(model, layer_ranges)')
     one_of('merging method', method, METHODS)
     models, base = _check_merge(models, base, method, grams)
     normalize = method in ('linear', 'ties', 'regmean') if normalize is None else normalize
@@ -186,29 +186,36 @@ def merge_weights(models:list,        # the fine-tunes, one architecture
         p.copy_(new)
     return out
 
-# %% ../nbs/21_weights.ipynb #133a34c7
+# %% ../nbs/21_weights.ipynb #b6bb4d17
 _PLACE = 'layer_idx', 'layer_id', 'layer_number' # where a module keeps the number of its block
 
-def passthrough(model,
-                layer_ranges): # [(start, end), ...], ends exclusive: the model's own blocks in their new order
-    "A copy of `model` with its blocks repeated, reordered or left out: mergekit's passthrough with slices of one model. Raises `BadInput` for a range that is not there."
-    model = sites.unwrap(model)
-    path, n = sites.blocks(model), sites.n_layers(model)
-    for r in layer_ranges:
-        if len(r) != 2 or not 0 <= r[0] < r[1] <= n: raise BadInput(f'the range {tuple(r)} was given, and the model has blocks 0 to {n - 1}: give (start, end) with 0 <= start < end <= {n}')
-    order = [i for a, b in layer_ranges for i in range(a, b)]
-    if not order: raise BadInput(f'no ranges were given: give some of the blocks 0 to {n - 1}, as in [(0, {n})]')
-    if order != list(range(len(order))) and getattr(model.config, 'scale_attn_by_inverse_layer_idx', False): raise BadInput('this model scales attention by the number of the block (scale_attn_by_inverse_layer_idx): its blocks cannot stand elsewhere')
-    out = copy.deepcopy(model)
-    old, (parent, _, name) = sites.module_at(out, path), path.rpartition('.')
-    new = nn.ModuleList(old[i] if i not in order[:k] else copy.deepcopy(old[i], {id(out.config): out.config}) for k, i in enumerate(order))
+def _stack(ranges, models, n): # models: how many, or None where one was given alone -> [(model, block)]
+    form = '(start, end)' if models is None else '(number of the model, start, end)'
+    for r in ranges:
+        m, a, b = (0, *r) if models is None and len(r) == 2 else r if models and len(r) == 3 else (-1, 0, 0)
+        if not (0 <= m < (models or 1) and 0 <= a < b <= n): raise BadInput(f'the range {tuple(r)} was given, and there are blocks 0 to {n - 1}{f" of models 0 to {models - 1}" if models else ""}: give {form} with 0 <= start < end <= {n}')
+    order = [(0 if models is None else r[0], i) for r in ranges for i in range(*r[-2:])]
+    if not order: raise BadInput(f'no ranges were given: give {form} of some of the blocks 0 to {n - 1}')
+    return order
+
+def passthrough(model,         # or a list of models of one architecture; all but the blocks is the first one's
+                layer_ranges): # [(start, end), ...], ends exclusive: blocks in their new order; of a list [(number of the model, start, end), ...]
+    "A copy of `model` with its blocks repeated, reordered or left out, or a stack of blocks of several: mergekit's passthrough. Raises `BadInput` for a range that is not there."
+    several = isinstance(model, (list, tuple))
+    models = _alike(model) if several else [sites.unwrap(model)]
+    path, n = sites.blocks(models[0]), sites.n_layers(models[0])
+    order = _stack(layer_ranges, len(models) if several else None, n)
+    if [i for _, i in order] != list(range(len(order))) and getattr(models[0].config, 'scale_attn_by_inverse_layer_idx', False): raise BadInput('this model scales attention by the number of the block (scale_attn_by_inverse_layer_idx): its blocks cannot stand elsewhere')
+    out = copy.deepcopy(models[0])
+    of, (parent, _, name) = [sites.module_at(m, path) for m in (out, *models[1:])], path.rpartition('.')
+    new = nn.ModuleList(of[m][i] if m == 0 and (m, i) not in order[:k] else copy.deepcopy(of[m][i], {id(models[m].config): out.config, id(out.config): out.config}) for k, (m, i) in enumerate(order))
     for k, block in enumerate(new):
         for m in block.modules():
             for a in _PLACE:
                 if isinstance(getattr(m, a, None), int): setattr(m, a, k)
     setattr(sites.module_at(out, parent) if parent else out, name, new)
     for key, v in list(vars(out.config).items()): # what the config says of each block
-        if isinstance(v, list) and len(v) == n and key in ('layer_types', 'attention_layers', 'mlp_layer_types'): setattr(out.config, key, [v[i] for i in order])
+        if isinstance(v, list) and len(v) == n and key in ('layer_types', 'attention_layers', 'mlp_layer_types'): setattr(out.config, key, [v[i] for _, i in order])
     if hasattr(out.config, 'attention_types'): out.config.attention_types = [[list(out.config.attention_layers), 1]]
     out.config.num_hidden_layers = len(order)
     return out

@@ -371,3 +371,75 @@ def test_three_parents_and_parents_of_other_depth_in_one_table(world):
     short = wt.passthrough(i, [(0, 2)])
     f = compare_merges(dict(s=s, i=short), None, tok, dict(s=a[:6], i=b[:6]), dict(s=a[6:9], i=b[6:9]), methods=['ridge', 'fit linear'], fit_steps=2, length=64, progress=False)
     assert np.isfinite(f.loss).all()
+
+def test_a_cached_step_of_rows_padded_on_the_left():
+    m = MergedModel([tiny('gpt2'), tiny('gpt2', seed=1)], 1, LinearMap(torch.randn(16, 16)*.2, torch.randn(16)))
+    mask = torch.ones_like(IDS); mask[0, :4] = 0
+    with torch.no_grad():
+        whole = m(input_ids=IDS, attention_mask=mask).logits
+        first = m(input_ids=IDS[:, :6], attention_mask=mask[:, :6], use_cache=True)
+        rest = m(input_ids=IDS[:, 6:], attention_mask=mask, past_key_values=first.past_key_values, use_cache=True).logits # nobody gives position ids
+    assert torch.allclose(rest, whole[:, 6:], atol=1e-5)
+
+def test_what_else_a_model_of_hugging_face_gives():
+    m = MergedModel([tiny(), tiny(seed=1)], 1)
+    with torch.no_grad(): loss, said = m(input_ids=IDS, labels=IDS, return_dict=False)[:2]; out = m(input_ids=IDS, output_hidden_states=True)
+    assert torch.equal(said, out.logits) and torch.isfinite(loss) and len(out.hidden_states) == 4
+    with pytest.raises(BadInput, match='input_ids are missing'): m(inputs_embeds=torch.zeros(1, 2, 16))
+    with pytest.raises(ValueError): m.generate(input_ids=IDS, max_new_tokens=2, cache_implementation='static')
+
+def test_a_translator_in_another_precision_than_the_parents():
+    m = MergedModel([tiny().bfloat16(), tiny(seed=1).bfloat16()], 1, torch.nn.Linear(16, 16))
+    assert logits(m).dtype == torch.bfloat16 and torch.isfinite(logits(m)).all()
+
+def test_places_are_layers_or_a_layer_a_model():
+    a, b = tiny(), tiny('neox', seed=1)
+    places = lambda at: [[s.path for s in p] for p in mg._places([a, b], at)]
+    assert places(-1) == [['model.layers.2', 'gpt_neox.layers.1']] and places([0, 1]) == [['model.layers.0', 'gpt_neox.layers.0'], ['model.layers.1', 'gpt_neox.layers.1']]
+    assert places([[2, 0]]) == places([[sites.site(a, 2), 0]]) == [['model.layers.2', 'gpt_neox.layers.0']]
+    for at, says in (([[1, 1, 1]], '3 sites were given for 2 models'), ([], 'no place'), (sites.Site('model.layers.1', positions=[0]), 'positions of its own')):
+        with pytest.raises(BadInput, match=says): mg._places([a, a], at)
+
+def test_a_student_with_the_teachers_features(world):
+    base, s, i, tok, a, b = world
+    pairs, _ = paired_activations([s, i], tok, a[:20] + b[:20], 2, progress=False)
+    joint = train_joint(pairs, n=128, k=8, activation='topk', cfg=TrainConfig(steps=60), progress=False).sae
+    start, special = merge_weights([s, i]), sites.special_ids(tok)
+    x = sites.tokenize(tok, a[20:28])
+    apart = lambda m: mg._features_apart(m, joint, sites.site(m, 2), 0, s, x, special).item()
+    teach = lambda **kw: distil(start, tok, dict(s=a[:20], i=b[:20]), dict(s=s, i=i), steps=20, progress=False, **kw)[0]
+    assert apart(s) == 0 and apart(teach(joint=joint, at=2, feature_weight=5.)) < .9*apart(teach()) < apart(start)
+    with pytest.raises(BadInput, match='name its place'): distil(start, tok, dict(s=a[:2]), dict(s=s), joint=joint)
+
+def test_every_row_of_a_table_and_several_places(world):
+    base, s, i, tok, a, b = world
+    f = compare_merges(dict(s=s, i=i), base, tok, dict(s=a[:6], i=b[:6]), dict(s=a[6:9], i=b[6:9]), layer=[1, [3, 2]], n=64, k=8, joint_steps=2, fit_steps=2, distil_steps=2, length=64, progress=False)
+    assert {m for m in mg.METHODS if m not in ('parents', 'ensembles')} <= set(f.method) and np.isfinite(f.loss).all()
+    mean = f.groupby('method').loss.mean()
+    assert abs(mean['aligned linear']/mean['linear'] - 1) < .01 # fine-tunes of one base stand in one basis
+    assert mean['passthrough'] > mean['linear'] and f.groupby('method').parameters.first()['passthrough'] > 1
+
+def test_intervals_over_texts_and_seeds(world):
+    base, s, i, tok, a, b = world
+    f = compare_merges(dict(s=s, i=i), base, tok, dict(s=a[:6], i=b[:6]), dict(s=a[6:14], i=b[6:14]), methods=['ensembles', 'linear', 'distil'], seeds=(0, 1), distil_steps=2, length=64, progress=False)
+    t = mg.over_seeds(f, 'linear').set_index(['method', 'domain'])
+    assert t.seeds['distil', 's'] == 2 and t.seeds['linear', 's'] == 1
+    assert np.isclose(t.loss['distil', 's'], f[(f.method == 'distil') & (f.domain == 's')].loss.mean()) and np.isclose(t.loss['linear', 'mean'], f[f.method == 'linear'].loss.mean())
+    assert (t.low < t.loss).all() and (t.loss < t.high).all()
+    wide = (t.high - t.low)/t.loss
+    assert (t.ratio_high - t.ratio_low)['distil', 'mean'] < .5*wide['distil', 'mean'] # what is compared on the same texts is known better
+    with pytest.raises(BadInput, match='without its texts'): mg.over_seeds(f.__class__(f.to_dict()))
+
+def test_a_joint_sae_learns_from_caches_as_from_memory(world, tmp_path):
+    from saebook import cache
+    base, s, i, tok, a, b = world
+    ctx = cache.contexts(tok, a + b, 64)
+    pairs, _ = paired_activations([s, i], tok, ctx, 2, progress=False)
+    at = sites.site(s, 2)
+    views = [cache.ActivationCache.create(tmp_path/n, m, ctx, at, torch.float32, progress=False)[at] for n, m in (('s', s), ('i', i))]
+    train = lambda acts: train_joint(acts, n=128, k=8, activation='topk', cfg=TrainConfig(steps=150, window_mb=1), progress=False)
+    from_disk, from_memory = train(views), train(pairs)
+    assert from_disk.sae.sites == [at, at] and abs(from_disk.history.fvu.iloc[-1] - from_memory.history.fvu.iloc[-1]) < .03
+    fvu = [jt.cross_fvu(r.sae, pairs).joint for r in (from_disk, from_memory)]
+    assert np.abs(fvu[0] - fvu[1]).max() < .03
+    with pytest.raises(BadInput, match="take loss='fvu'"): train_joint(views, cfg=TrainConfig(loss='ce'))

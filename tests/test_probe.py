@@ -1,32 +1,9 @@
-"Probes: pooling, splits, what each adversary must and must not see, false alarms, and what is refused."
-import numpy as np, pytest, torch
+"Probes: splits, what each adversary must and must not see, false alarms, and what is refused."
+import numpy as np, pytest
 
 from saebook import probe
 from saebook.core import BadInput
-from saebook.probe import ADVERSARIES, balanced_accuracy, fit_adversary, group_split, pool, pooled, read_out
-
-def test_pooling_does_not_see_padding():
-    g = torch.Generator().manual_seed(0)
-    h, use = torch.randn(3, 7, 5, generator=g), torch.zeros(3, 7, dtype=torch.bool)
-    use[0, 2:5] = use[1, :1] = use[2] = True
-    for how in probe.POOLS:
-        got = pool(h, use, how)
-        alone = torch.cat([pool(h[i:i+1, u], torch.ones(1, int(u.sum()), dtype=torch.bool), how) for i, u in enumerate(use)])
-        assert torch.allclose(got, alone, atol=1e-6), how
-        spoilt = pool(torch.where(use[..., None], h, torch.tensor(float('nan'))), use, how)
-        assert torch.allclose(got, spoilt, atol=1e-6), how
-    with pytest.raises(BadInput, match='unknown pooling'): pool(h, use, 'median')
-
-@pytest.mark.parametrize('how', ['mean', 'last', 'max'])
-def test_pooled_is_the_same_in_any_batch(how):
-    from saebook.world import World, load_planted, load_taught
-    world, at = World(0), load_planted().site
-    texts = world.biographies(20).text.tolist() + ['a nurse']
-    model, tok = load_taught('base')
-    whole, one = (pooled(model, tok, texts, at, how, batch=b, progress=False) for b in (64, 1))
-    assert (whole - one).abs().max() < 1e-4 and whole.shape == (21, 128)
-    two = pooled(model, tok, texts, [at], how, progress=False)
-    assert torch.equal(two[at], whole)
+from saebook.probe import ADVERSARIES, balanced_accuracy, fit_adversary, group_split, read_out
 
 def test_groups_are_not_torn():
     groups = np.repeat(np.arange(40), 5)

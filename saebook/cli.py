@@ -12,7 +12,7 @@ from pathlib import Path
 
 import saebook
 
-# %% ../nbs/90_cli.ipynb #608aef45
+# %% ../nbs/90_cli.ipynb #51bc1ecb
 def _parser():
     p = argparse.ArgumentParser(prog='saebook', description='Work with the features of neural networks.')
     p.add_argument('--version', action='version', version=f'saebook {saebook.__version__}')
@@ -37,9 +37,13 @@ def _parser():
     r.add_argument('--extract-only', action='store_true', help='classify: read the texts with the models, and stop')
     r.add_argument('--classify-only', action='store_true', help='classify: read nothing, use what is there')
     r.add_argument('--quiet', action='store_true', help='no progress bars')
+    d = sub.add_parser('dashboard', help='look at the results of kind: classify in a browser (needs Voila: saebook[app])')
+    d.add_argument('results', nargs='+', metavar='FOLDER', help='folders of runs')
+    d.add_argument('--port', type=int, default=8866, metavar='N', help='of the page (default: 8866)')
+    d.add_argument('--no-browser', dest='browser', action='store_false', help='do not open one')
     return p
 
-# %% ../nbs/90_cli.ipynb #18a7dcf1
+# %% ../nbs/90_cli.ipynb #fc20929d
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
@@ -62,6 +66,11 @@ def _run(config, out, quiet, **only): # extract_only, classify_only
     shown = result.round(3).to_string(index=False) if hasattr(result, 'to_string') else result
     print(f'{shown}\n\nThe results are in {out}')
 
+def _dashboard(results, port, browser):
+    from saebook.dashboard import serve
+    print(f'http://localhost:{port} (Ctrl-C to stop)', flush=True)
+    if code := serve(results, port, browser): raise SystemExit(code)
+
 def main(argv=None): # default: sys.argv
     "The `saebook` command. Returns the exit status."
     p = _parser(); args = vars(p.parse_args(argv))
@@ -70,7 +79,7 @@ def main(argv=None): # default: sys.argv
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     if not command: p.print_help(); return 2
     from saebook.core import BadInput # with torch, so only when there is work for it
-    try: dict(quickstart=_quickstart, run=_run)[command](**args)
+    try: dict(quickstart=_quickstart, run=_run, dashboard=_dashboard)[command](**args)
     except BadInput as e: print(f'saebook: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt:
         kept = 'the same call goes on from here' if command == 'run' else f"the SAE as trained so far is in {Path(args['out'])/'sae'}" if (Path(args['out'])/'sae').is_dir() else 'nothing was finished'

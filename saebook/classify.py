@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'ROWS', 'READERS', 'LOCATIONS', 'SCHEMA', 'read_table', 'labelled', 'Split', 'make_splits', 'confusion',
            'class_scores', 'macro_f1', 'f1_interval', 'paired_difference', 'nadeau_bengio', 'random_like', 'tfidf',
            'Settings', 'ModelSpec', 'DataSpec', 'Params', 'ClassifyConfig', 'judge', 'Results', 'Plan', 'plan',
-           'run_classify', 'from_arrays', 'transfer', 'plot_transfer']
+           'run_classify', 'reopen', 'from_arrays', 'transfer', 'plot_transfer']
 
 # %% ../nbs/31_classify.ipynb #424eb768
 import base64, math, os, re, shutil, warnings, zlib
@@ -193,8 +193,10 @@ def nadeau_bengio(d, n_fit:float, n_test:float): # differences [folds]; rows of 
     v = d.var(ddof=1)*(1/J + n_test/n_fit)
     return float(2*t.sf(abs(d.mean())/math.sqrt(v), J - 1)) if v > 0 else float(d.mean() == 0)
 
-# %% ../nbs/31_classify.ipynb #fe7f1bb7
+# %% ../nbs/31_classify.ipynb #5e8be507
 ROWS, READERS = ('majority', 'TF-IDF', 'hidden', 'PCA', 'random SAE', 'shuffled', 'SAE'), ('logistic', 'tree')
+
+_BLANK = 7919 # added to the seed of a random SAE: one that was started from the same seed would be the same
 
 class _AsMany(SAE): # a random dictionary that has at each token as many entries as another SAE
     def encode(self, x, **kw):
@@ -214,7 +216,7 @@ def random_like(sae, seed:int=0): # an `SAE`
     if sae.d_out == sae.d_in: out.W_dec.mul_(sae.W_dec.norm(dim=1, keepdim=True)); out.b_dec.copy_(sae.b_dec)
     return out.to(sae.W_enc.device).eval()
 
-# %% ../nbs/31_classify.ipynb #5df3d470
+# %% ../nbs/31_classify.ipynb #6e8559d6
 _NO_SPACES = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]') # Thai, Lao, Burmese, Khmer, Japanese, Chinese
 
 def tfidf(texts): # what it will be fitted on
@@ -226,14 +228,15 @@ def tfidf(texts): # what it will be fitted on
 def _probe(of, X, S, **setting): # a Pipeline, not fitted; X: the rows it will be fitted on
     from sklearn.decomposition import PCA
     from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.preprocessing import MaxAbsScaler, StandardScaler
     from saebook.estimators import make_probe
     row, k = of['row'], of.get('features')
     probe = lambda **kw: make_probe(reader=of['reader'], depth=S.tree_depth, l1_ratio=float(S.penalty == 'l1'), balanced=S.balanced, seed=S.seeds[0], **kw, **setting)
     if row == 'TF-IDF': return Pipeline([('tfidf', tfidf(X)), *probe().steps])
     if row == 'hidden': return probe(dense=True)
     if row == 'PCA': return Pipeline([('scale', StandardScaler()), ('pca', PCA(min(k or max(1, round(of['active'])), *X.shape), svd_solver='full')), *((f'{n} again', s) for n, s in probe(dense=True).steps)])
-    return probe(k=k, threshold=of.get('binarise'))
+    *steps, end = probe(k=k, threshold=of.get('binarise')).steps
+    return Pipeline([*steps, *([('scale', MaxAbsScaler())] if of['reader'] == 'logistic' and of.get('binarise') is None else []), end]) # a sum over tokens may be a thousand, a mean a thousandth
 
 def _fit_best(of, X, y, s, S): # -> the fitted pipeline, what was chosen, its score on the dev rows
     settings, best, k = [dict(C=C) for C in S.C] if of['reader'] == 'logistic' else [dict(prune=a) for a in S.prune], (-1, None), int(y.max()) + 1
@@ -303,7 +306,7 @@ class Settings:
         if self.test_size and self.cv: raise BadInput(f'test_size {self.test_size} and cv {self.cv} of settings were given: a share is held out or folds are made, leave one out')
         if self.store and self.base_save_dir: raise BadInput('store and base_save_dir of settings were given: they mean the same, leave one out')
 
-# %% ../nbs/31_classify.ipynb #98121715
+# %% ../nbs/31_classify.ipynb #d7e385b6
 @dataclass
 class ModelSpec:
     "An entry of the block `models`."
@@ -312,6 +315,8 @@ class ModelSpec:
     widths: list = field(default_factory=list) # of Gemma Scope, as in 16k: its SAEs of these layers, those with an L0 nearest to 100
     saes: object = None      # paths that `load_sae` reads ('path:which' for one of several), or {layer: paths}; train: one a layer is trained here
     train: dict = field(default_factory=dict) # of it: text (a file), n, k, steps
+
+    title = property(lambda self: Path(self.name).name if Path(self.name).is_dir() else self.name) # in tables: a folder by its own name
 
     def __post_init__(self):
         self.layers, self.widths = None if self.layers is None else _list(self.layers), _list(self.widths)
@@ -364,7 +369,7 @@ class Params:
         for b in [*self.binarize_values, self.extra_binarize_value]:
             if b is not None and (isinstance(b, bool) or not isinstance(b, (int, float)) or not b >= 0): raise BadInput(f'binarize_values {b!r} of classification_params was given: give thresholds of at least 0, or null')
 
-# %% ../nbs/31_classify.ipynb #c991e4d7
+# %% ../nbs/31_classify.ipynb #93ef048b
 def _block(cls, given, where, name): # a dataclass of a block, with what is wrong named
     if not isinstance(given, dict): raise BadInput(f'{where} is {given!r}: it maps names to values')
     for k in given:
@@ -392,8 +397,7 @@ class ClassifyConfig:
         for name, cls in dict(settings=Settings, classification_params=Params).items():
             v = getattr(self, name)
             setattr(self, name, v if isinstance(v, cls) else _block(cls, v or {}, name, name))
-        titles = [d.title for d in self.datasets]
-        for what, names in (('data set', titles), ('model', [m.name for m in self.models])):
+        for what, names in (('data set', [d.title for d in self.datasets]), ('model', [m.title for m in self.models])):
             if twice := [n for n in names if names.count(n) > 1]: raise BadInput(f'the {what} {twice[0]!r} is given twice: give each once')
 
     @property
@@ -592,13 +596,14 @@ def tree_text(self:Results, i:int):
     t = self.tree(i)
     return '\n'.join(f'{"   "*r.depth}{if_ + ": " if if_ else ""}{what}' for r, if_, what in _told(t, {f: repr(f) if isinstance(f, str) else f'feature {int(f)}' for f in t.feature.dropna()}))
 
-# %% ../nbs/31_classify.ipynb #1433041a
+# %% ../nbs/31_classify.ipynb #64740a6e
 @patch
-def compare(self:Results, a='SAE', b='hidden'): # numbers of rows; or kinds: the best of each on the rows that choose, a row a data set
+def compare(self:Results, a='SAE', b='hidden', # numbers of rows; or kinds: the best of each on the rows that choose, a row a data set
+            reader=None): # of kinds: one of `READERS`; None: any
     "How much better `a` is than `b` in macro F1 on the same rows: a frame of dataset, a, b (numbers of rows), f1_a, f1_b, difference with its paired interval low, high, and p (Nadeau and Bengio; NaN without folds). Raises `BadInput`."
     if isinstance(a, str) or isinstance(b, str):
         for v in (a, b): one_of('row', v, ROWS) if isinstance(v, str) else self._at(v)
-        kind = lambda v, d: self.best(row=v, dataset=d) if isinstance(v, str) else v
+        kind = lambda v, d: self.best(row=v, dataset=d, reader=None if v == 'majority' else reader) if isinstance(v, str) else v
         have = self.frame.dropna(subset='validation').groupby('dataset', sort=False).row.agg(set)
         at = [(kind(a, d), kind(b, d)) for d, rows in have.items() if all(v in rows for v in (a, b) if isinstance(v, str)) and all(self.cells[v]['of']['dataset'] == d for v in (a, b) if not isinstance(v, str))]
         if not at: raise BadInput(f'no data set has rows {a!r} and {b!r}: there are {", ".join(dict.fromkeys(self.frame.row))}')
@@ -754,7 +759,7 @@ def _needs(of): return {_input(of)} | ({('SAE', of['pool'])} if of['row'] == 'PC
 
 def _active(of, made, n): return dict(active=made['SAE', of['pool']].nnz/n) if of['row'] == 'PCA' else {}
 
-# %% ../nbs/31_classify.ipynb #5e2efada
+# %% ../nbs/31_classify.ipynb #884df4fb
 class _Job: # a configuration, its texts, and where everything is kept
     def __init__(self, cfg, out):
         S = self.S = cfg.settings
@@ -763,7 +768,7 @@ class _Job: # a configuration, its texts, and where everything is kept
         self.rows = {d.title: _rows_of(d) for d in cfg.datasets}
         self.splits = {n: make_splits(r, S.cv, S.test_size, S.seeds, name=repr(n)) for n, r in self.rows.items()}
         self.data = {n: digest(r.to_dict('list')) for n, r in self.rows.items()}
-        self.models = {m.name: (m, _print_of(m.name), _saes(m, S)) for m in cfg.models}
+        self.models = {m.title: (m, _print_of(m.name), _saes(m, S)) for m in cfg.models}
         self.cells = [(of, self._key(of)) for of in self._of()]
 
     def _of(self):
@@ -796,6 +801,7 @@ class _Job: # a configuration, its texts, and where everything is kept
     def state(self, key): return 'to do' if not self.file(key).is_file() else 'failed' if 'why' in read_json(self.file(key)) else 'done'
 
     def tokenizer(self, m):
+        m = self.models[m][0].name
         if m == 'world':
             from saebook.world import load_taught
             return load_taught('base')[1]
@@ -831,14 +837,14 @@ def plan(cfg:ClassifyConfig, out): # the folder of the run
     "What a run would do there, what it has done, and what it costs: `Plan`. No model is loaded. Raises `BadInput` for all that is wrong with the data."
     return _plan(_Job(cfg, out))
 
-# %% ../nbs/31_classify.ipynb #e4a3119b
+# %% ../nbs/31_classify.ipynb #299bcce3
 def _train(m:ModelSpec, model, tok, at, path): # an SAE on a text that nobody is judged on
     from saebook.train import TrainConfig, train_sae
     if (path/'sae.json').is_file(): return SAE.from_pretrained(path)
     if 'text' in m.train: docs = cache.read_documents(m.train['text'])
     else:
         from saebook.world import World
-        docs = list(World(0).documents(1200, 'train').text)
+        docs = list(World(0).documents(600, 'train').text)
     acts = cache.activations(model, cache.contexts(tok, docs), at, progress=False)
     sae = train_sae(SAE(acts.shape[1], m.train.get('n', 4*acts.shape[1]), k=m.train.get('k', 16), site=at), acts, TrainConfig(steps=m.train.get('steps', 600)), progress=False).sae.eval()
     sae.save_pretrained(path)
@@ -847,10 +853,10 @@ def _train(m:ModelSpec, model, tok, at, path): # an SAE on a text that nobody is
 class _Loaded: # a model with its SAEs, loaded once and only if something is read
     def __init__(self, job, m):
         self.job, (self.spec, self.print, self.saes) = job, job.models[m]
-        if m == 'world':
+        if self.spec.name == 'world':
             from saebook.world import load_taught
             self.model, self.tok = load_taught('base')
-        else: self.model, self.tok = sites.load_model(m)
+        else: self.model, self.tok = sites.load_model(self.spec.name)
         if torch.cuda.is_available(): self.model.to('cuda')
         self.have = {}
 
@@ -874,7 +880,7 @@ class _Loaded: # a model with its SAEs, loaded once and only if something is rea
     def reading(self, kind, pool, layer, name):
         at = self.site(layer)
         sae = None if kind == 'hidden' else self.sae(next(s for s in self.saes if (s.name, s.layer) == (name, layer)))
-        if kind == 'random SAE': sae = self.have.setdefault(('random', name, layer), random_like(sae, self.job.S.seeds[0] + 1))
+        if kind == 'random SAE': sae = self.have.setdefault(('random', name, layer), random_like(sae, _BLANK + self.job.S.seeds[0]))
         return Reading(at, sae, *_pooling(pool))
 
 # %% ../nbs/31_classify.ipynb #786ae10d
@@ -937,7 +943,20 @@ def run_classify(cfg:ClassifyConfig, out, # a folder; what is there is gone on w
     if cells: r.to_html(job.out/'report.html')
     return r
 
-# %% ../nbs/31_classify.ipynb #6df3852b
+# %% ../nbs/31_classify.ipynb #871330b8
+def reopen(cfg:ClassifyConfig, out, of): # the folder of the run; what a row is, `Results.cells[i]['of']`
+    "What stands behind a row of features: its rows as `labelled` gave them, the inputs [rows, d], the first `Split`, and its reader, fitted again. What is looked into, ablated or saved (`estimators.save_probe`) is this one. Raises `BadInput`."
+    if of.get('row') in (None, 'majority', 'shuffled'): raise BadInput(f"the row {of.get('row')!r} was to be opened: it has no reader worth a look, take another")
+    job = _Job(cfg, out)
+    if of not in [o for o, _ in job.cells]: raise BadInput(f'{_title(of)} of {of.get("dataset")!r} is no row of this configuration: give the one of the run')
+    rows, s, here = job.rows[of['dataset']], job.splits[of['dataset']][0], {}
+    for k, f in job.readings(of).items():
+        if not f.is_file(): raise BadInput(f'what {_title(of)} was read from is no longer in {job.store.name!r}: run it again')
+        here[k[:2]] = _kept(f)
+    X = here[_input(of)] if here else rows.text.to_numpy(object)
+    return rows, X, s, _fit_best(dict(of, **_active(of, here, len(rows))), X, pd.factorize(rows.label, sort=True)[0], s, job.S)[0]
+
+# %% ../nbs/31_classify.ipynb #a91b73a4
 def from_arrays(X,             # [rows, d], or [rows, tokens, d]; arrays or tensors
                 y,             # [rows] labels
                 sae=None,      # an `SAE` that encodes them; None: hidden states alone
@@ -958,7 +977,7 @@ def from_arrays(X,             # [rows, d], or [rows, tokens, d]; arrays or tens
     cols = dict(id=range(len(X)) if ids is None else ids, label=y, group=groups, split=split, text=texts)
     rows = labelled(pd.DataFrame({k: list(v) for k, v in cols.items() if v is not None}), 'text' if texts is not None else None, 'label', 'id', *(k if cols[k] is not None else None for k in ('group', 'split')), name=repr(name))
     at, splits = pd.Series(range(len(X)), [str(i) for i in cols['id']])[rows.id].to_numpy(), make_splits(rows, S.cv, S.test_size, S.seeds, name=repr(name))
-    blank, made, cells, pools = sae and random_like(sae, S.seeds[0] + 1), {}, [], [(p, binarise) for p in ([pool] if isinstance(pool, str) else pool)]
+    blank, made, cells, pools = sae and random_like(sae, _BLANK + S.seeds[0]), {}, [], [(p, binarise) for p in ([pool] if isinstance(pool, str) else pool)]
     def read(kind, p):
         coder = dict(hidden=None, SAE=sae).get(kind, blank)
         r = Reading(sites.Site('given') if coder is None or coder.site is None else coder.site.at(None), coder, *_pooling(p))

@@ -6,10 +6,10 @@
 __all__ = ['SPLITS', 'ROWS', 'READERS', 'LOCATIONS', 'SCHEMA', 'read_table', 'labelled', 'Split', 'make_splits', 'confusion',
            'class_scores', 'macro_f1', 'f1_interval', 'paired_difference', 'nadeau_bengio', 'random_like', 'tfidf',
            'Settings', 'ModelSpec', 'DataSpec', 'Params', 'ClassifyConfig', 'judge', 'Results', 'Plan', 'plan',
-           'run_classify', 'from_arrays', 'transfer', 'plot_transfer']
+           'run_classify', 'reopen', 'from_arrays', 'transfer', 'plot_transfer']
 
-# %% ../nbs/31_classify.ipynb #424eb768
-import base64, math, os, re, shutil, warnings, zlib
+# %% ../nbs/31_classify.ipynb #5da237ec
+import base64, contextlib, functools, math, os, re, shutil, warnings, zlib
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -143,7 +143,7 @@ def make_splits(rows,        # a frame as `labelled` gives
         for p in range(len(shares) if test_size is None else 1): out.append(inner(np.flatnonzero(part != p), np.flatnonzero(part == p), seed, i))
     return out
 
-# %% ../nbs/31_classify.ipynb #43011e33
+# %% ../nbs/31_classify.ipynb #b7c62242
 def confusion(truth, guess, k:int, weight=None): # [rows] numbers of classes, -1 in guess: not judged; classes; [rows]
     "How often each class was taken for each: [k, k], a row a true class."
     ok = np.asarray(guess) >= 0
@@ -162,10 +162,13 @@ def macro_f1(truth, guess, k:int, weight=None): # as `confusion`; guess [rows] o
         return class_scores(M)[2][M.sum(0) + M.sum(1) > 0].mean()
     return float(np.mean([one(g) for g in np.atleast_2d(guess)]))
 
+@functools.lru_cache(2)
+def _weights(groups, n): return np.stack([*metrics._draws(groups, n, 0)]).astype(np.float64) # how often each draw has each group
+
 def _draws(truth, guess, k, groups, n): # macro F1 in each of n draws of groups, as `metrics.bootstrap` makes them: a draw is a sum of the groups' confusions
     from scipy import sparse
     g, guess = np.unique(groups, return_inverse=True)[1], np.atleast_2d(guess)
-    W, out = np.stack([*metrics._draws(g.max() + 1, n, 0)]).astype(np.float64), 0
+    W, out = _weights(int(g.max()) + 1, n), 0
     for one in guess:
         ok = one >= 0
         M = np.asarray(W @ sparse.coo_matrix((np.ones(ok.sum()), (g[ok], truth[ok]*k + one[ok])), (g.max() + 1, k*k)).tocsr()).reshape(n, k, k)
@@ -193,8 +196,10 @@ def nadeau_bengio(d, n_fit:float, n_test:float): # differences [folds]; rows of 
     v = d.var(ddof=1)*(1/J + n_test/n_fit)
     return float(2*t.sf(abs(d.mean())/math.sqrt(v), J - 1)) if v > 0 else float(d.mean() == 0)
 
-# %% ../nbs/31_classify.ipynb #fe7f1bb7
+# %% ../nbs/31_classify.ipynb #5e8be507
 ROWS, READERS = ('majority', 'TF-IDF', 'hidden', 'PCA', 'random SAE', 'shuffled', 'SAE'), ('logistic', 'tree')
+
+_BLANK = 7919 # added to the seed of a random SAE: one that was started from the same seed would be the same
 
 class _AsMany(SAE): # a random dictionary that has at each token as many entries as another SAE
     def encode(self, x, **kw):
@@ -214,7 +219,7 @@ def random_like(sae, seed:int=0): # an `SAE`
     if sae.d_out == sae.d_in: out.W_dec.mul_(sae.W_dec.norm(dim=1, keepdim=True)); out.b_dec.copy_(sae.b_dec)
     return out.to(sae.W_enc.device).eval()
 
-# %% ../nbs/31_classify.ipynb #5df3d470
+# %% ../nbs/31_classify.ipynb #161ac9d1
 _NO_SPACES = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]') # Thai, Lao, Burmese, Khmer, Japanese, Chinese
 
 def tfidf(texts): # what it will be fitted on
@@ -226,16 +231,18 @@ def tfidf(texts): # what it will be fitted on
 def _probe(of, X, S, **setting): # a Pipeline, not fitted; X: the rows it will be fitted on
     from sklearn.decomposition import PCA
     from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.preprocessing import MaxAbsScaler, StandardScaler
     from saebook.estimators import make_probe
     row, k = of['row'], of.get('features')
     probe = lambda **kw: make_probe(reader=of['reader'], depth=S.tree_depth, l1_ratio=float(S.penalty == 'l1'), balanced=S.balanced, seed=S.seeds[0], **kw, **setting)
     if row == 'TF-IDF': return Pipeline([('tfidf', tfidf(X)), *probe().steps])
     if row == 'hidden': return probe(dense=True)
     if row == 'PCA': return Pipeline([('scale', StandardScaler()), ('pca', PCA(min(k or max(1, round(of['active'])), *X.shape), svd_solver='full')), *((f'{n} again', s) for n, s in probe(dense=True).steps)])
-    return probe(k=k, threshold=of.get('binarise'))
+    *steps, end = probe(k=k, threshold=of.get('binarise')).steps
+    return Pipeline([*steps, *([('scale', MaxAbsScaler())] if of['reader'] == 'logistic' and of.get('binarise') is None else []), end]) # a sum over tokens may be a thousand, a mean a thousandth
 
 def _fit_best(of, X, y, s, S): # -> the fitted pipeline, what was chosen, its score on the dev rows
+    if 'active' in of: of = dict(of, active=of['active'][s.fit].mean()) # [rows] until here
     settings, best, k = [dict(C=C) for C in S.C] if of['reader'] == 'logistic' else [dict(prune=a) for a in S.prune], (-1, None), int(y.max()) + 1
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # a reader that has not converged is judged as it is
@@ -247,7 +254,7 @@ def _fit_best(of, X, y, s, S): # -> the fitted pipeline, what was chosen, its sc
         pipe = _probe(of, X[s.known], S, **best[1]).fit(X[s.known], y[s.known])
     return pipe, ', '.join(f'{k}={v:g}' for k, v in best[1].items()), best[0]
 
-# %% ../nbs/31_classify.ipynb #73c35256
+# %% ../nbs/31_classify.ipynb #de15b80e
 LOCATIONS = dict(res='resid_post', mlp='mlp', att='attn') # MOSAIC's word: ours
 
 _DEAD = dict( # keys that MOSAIC's files or flags have and that mean nothing, there or here: what to write
@@ -298,12 +305,14 @@ class Settings:
         for k, options in dict(pool=CODE_POOLS[:-1], controls=ROWS[:-1], readers=READERS).items():
             for v in getattr(self, k) or []: one_of(f'{k} of settings', v, options)
         for k in ('C', 'prune', 'seeds', 'readers'):
-            if not getattr(self, k) or any(isinstance(v, (int, float)) and v < 0 for v in getattr(self, k)): raise BadInput(f'{k} {getattr(self, k)!r} of settings was given: give one at least, none below 0')
+            if not getattr(self, k): raise BadInput(f'{k} {getattr(self, k)!r} of settings was given: give one at least')
+        for k, v in [(k, v) for k in ('C', 'prune') for v in getattr(self, k)]:
+            if isinstance(v, bool) or not isinstance(v, (int, float)) or not v >= 0 or k == 'C' and not v > 0: raise BadInput(f'{k} {v!r} of settings was given: give numbers {"above" if k == "C" else "of at least"} 0' + (', as in 1.0e-3, which YAML reads as a number' if isinstance(v, str) else ''))
         if self.test_size is not None and not (isinstance(self.test_size, float) and 0 < self.test_size < 1): raise BadInput(f'test_size {self.test_size!r} of settings was given: give a share between 0 and 1')
         if self.test_size and self.cv: raise BadInput(f'test_size {self.test_size} and cv {self.cv} of settings were given: a share is held out or folds are made, leave one out')
         if self.store and self.base_save_dir: raise BadInput('store and base_save_dir of settings were given: they mean the same, leave one out')
 
-# %% ../nbs/31_classify.ipynb #98121715
+# %% ../nbs/31_classify.ipynb #d7e385b6
 @dataclass
 class ModelSpec:
     "An entry of the block `models`."
@@ -312,6 +321,8 @@ class ModelSpec:
     widths: list = field(default_factory=list) # of Gemma Scope, as in 16k: its SAEs of these layers, those with an L0 nearest to 100
     saes: object = None      # paths that `load_sae` reads ('path:which' for one of several), or {layer: paths}; train: one a layer is trained here
     train: dict = field(default_factory=dict) # of it: text (a file), n, k, steps
+
+    title = property(lambda self: Path(self.name).name if Path(self.name).is_dir() else self.name) # in tables: a folder by its own name
 
     def __post_init__(self):
         self.layers, self.widths = None if self.layers is None else _list(self.layers), _list(self.widths)
@@ -364,13 +375,13 @@ class Params:
         for b in [*self.binarize_values, self.extra_binarize_value]:
             if b is not None and (isinstance(b, bool) or not isinstance(b, (int, float)) or not b >= 0): raise BadInput(f'binarize_values {b!r} of classification_params was given: give thresholds of at least 0, or null')
 
-# %% ../nbs/31_classify.ipynb #c991e4d7
+# %% ../nbs/31_classify.ipynb #fe4f4903
 def _block(cls, given, where, name): # a dataclass of a block, with what is wrong named
     if not isinstance(given, dict): raise BadInput(f'{where} is {given!r}: it maps names to values')
     for k in given:
         if k in _DEAD[name]: raise BadInput(f'the key {k!r} of {where} does nothing: write {_DEAD[name][k]}')
         one_of(f'key of {where}', k, [f.name for f in fields(cls)])
-    if missing := [f.name for f in fields(cls) if f.name == 'name' and cls is ModelSpec and f.name not in given]: raise BadInput(f'{where} has no {missing[0]}: give one')
+    if cls is ModelSpec and 'name' not in given: raise BadInput(f'{where} has no name: give a folder, a name on the hub, or world')
     return cls(**given)
 
 _WORLD = dict(models=[dict(name='world', layers=[1], saes='train')], datasets=[dict(name='world', config_name=l, text_field='text', label_field='topic', id_field='id', split_field='split') for l in ('en', 'de')])
@@ -392,8 +403,7 @@ class ClassifyConfig:
         for name, cls in dict(settings=Settings, classification_params=Params).items():
             v = getattr(self, name)
             setattr(self, name, v if isinstance(v, cls) else _block(cls, v or {}, name, name))
-        titles = [d.title for d in self.datasets]
-        for what, names in (('data set', titles), ('model', [m.name for m in self.models])):
+        for what, names in (('data set', [d.title for d in self.datasets]), ('model', [m.title for m in self.models])):
             if twice := [n for n in names if names.count(n) > 1]: raise BadInput(f'the {what} {twice[0]!r} is given twice: give each once')
 
     @property
@@ -592,13 +602,14 @@ def tree_text(self:Results, i:int):
     t = self.tree(i)
     return '\n'.join(f'{"   "*r.depth}{if_ + ": " if if_ else ""}{what}' for r, if_, what in _told(t, {f: repr(f) if isinstance(f, str) else f'feature {int(f)}' for f in t.feature.dropna()}))
 
-# %% ../nbs/31_classify.ipynb #1433041a
+# %% ../nbs/31_classify.ipynb #64740a6e
 @patch
-def compare(self:Results, a='SAE', b='hidden'): # numbers of rows; or kinds: the best of each on the rows that choose, a row a data set
+def compare(self:Results, a='SAE', b='hidden', # numbers of rows; or kinds: the best of each on the rows that choose, a row a data set
+            reader=None): # of kinds: one of `READERS`; None: any
     "How much better `a` is than `b` in macro F1 on the same rows: a frame of dataset, a, b (numbers of rows), f1_a, f1_b, difference with its paired interval low, high, and p (Nadeau and Bengio; NaN without folds). Raises `BadInput`."
     if isinstance(a, str) or isinstance(b, str):
         for v in (a, b): one_of('row', v, ROWS) if isinstance(v, str) else self._at(v)
-        kind = lambda v, d: self.best(row=v, dataset=d) if isinstance(v, str) else v
+        kind = lambda v, d: self.best(row=v, dataset=d, reader=None if v == 'majority' else reader) if isinstance(v, str) else v
         have = self.frame.dropna(subset='validation').groupby('dataset', sort=False).row.agg(set)
         at = [(kind(a, d), kind(b, d)) for d, rows in have.items() if all(v in rows for v in (a, b) if isinstance(v, str)) and all(self.cells[v]['of']['dataset'] == d for v in (a, b) if not isinstance(v, str))]
         if not at: raise BadInput(f'no data set has rows {a!r} and {b!r}: there are {", ".join(dict.fromkeys(self.frame.row))}')
@@ -688,7 +699,7 @@ def to_html(self:Results, path, title='Classification'):
     with atomic(path) as tmp: tmp.write_text(html_page(title, body, _CSS, lead), encoding='utf-8')
     return Path(path)
 
-# %% ../nbs/31_classify.ipynb #a8885afd
+# %% ../nbs/31_classify.ipynb #e762d3bd
 def _print_of(name): # a model, an SAE: what tells it from another of the same name, without loading it
     path = Path(str(name))
     if not path.exists(): return str(name)
@@ -725,9 +736,11 @@ def _saes(m:ModelSpec, S): # of all layers
     if m.saes == 'train': return [_Sae('trained', l, 'train', digest('train', m.train, cache._sha(m.train['text']) if 'text' in m.train else 'world', l)) for l in m.layers]
     if isinstance(m.saes, list): given = [(int(re.findall(r'\d+', _site_of(s, load_sae(*_which(s), quiet=True)).path)[-1]), s) for s in m.saes]
     else: given = [(l, s) for l, ss in (m.saes or {}).items() for s in ss]
-    short = lambda s: Path(s.rpartition(':')[2] or s).name
+    for l, s in given:
+        if m.layers is not None and l not in m.layers: raise BadInput(f'the SAE {s!r} reads layer {l}, and layers of model {m.name!r} are {m.layers}: give it there too')
+    short = lambda s: Path(_which(s)[1] or s).name
     names = [short(s) if [short(t) for l, t in given if l == at].count(short(s)) == 1 else s for at, s in given]
-    return [_Sae(redacted(n), l, s, _print_of(s.partition(':')[0] if not Path(s).exists() else s) + s.partition(':')[2]) for n, (l, s) in zip(names, given)] + [_Sae(w, l, ('width', w), f'{m.name} {l} {w} {S.sae_location}') for l in m.layers or [] for w in (m.widths if m.saes is None else [])]
+    return [_Sae(redacted(n), l, s, digest(_print_of(_which(s)[0]), _which(s)[1])) for n, (l, s) in zip(names, given)] + [_Sae(w, l, ('width', w), f'{m.name} {l} {w} {S.sae_location}') for l in m.layers or [] for w in (m.widths if m.saes is None else [])]
 
 def _which(s): return (s, None) if Path(s).exists() or ':' not in s else tuple(s.rsplit(':', 1))
 
@@ -752,9 +765,9 @@ def _input(of): # which reading a row is judged on: (kind, pool)
 
 def _needs(of): return {_input(of)} | ({('SAE', of['pool'])} if of['row'] == 'PCA' else set()) # as many components as features are active
 
-def _active(of, made, n): return dict(active=made['SAE', of['pool']].nnz/n) if of['row'] == 'PCA' else {}
+def _active(of, made): return dict(active=made['SAE', of['pool']].getnnz(1)) if of['row'] == 'PCA' else {}
 
-# %% ../nbs/31_classify.ipynb #5e2efada
+# %% ../nbs/31_classify.ipynb #884df4fb
 class _Job: # a configuration, its texts, and where everything is kept
     def __init__(self, cfg, out):
         S = self.S = cfg.settings
@@ -763,7 +776,7 @@ class _Job: # a configuration, its texts, and where everything is kept
         self.rows = {d.title: _rows_of(d) for d in cfg.datasets}
         self.splits = {n: make_splits(r, S.cv, S.test_size, S.seeds, name=repr(n)) for n, r in self.rows.items()}
         self.data = {n: digest(r.to_dict('list')) for n, r in self.rows.items()}
-        self.models = {m.name: (m, _print_of(m.name), _saes(m, S)) for m in cfg.models}
+        self.models = {m.title: (m, _print_of(m.name), _saes(m, S)) for m in cfg.models}
         self.cells = [(of, self._key(of)) for of in self._of()]
 
     def _of(self):
@@ -796,6 +809,7 @@ class _Job: # a configuration, its texts, and where everything is kept
     def state(self, key): return 'to do' if not self.file(key).is_file() else 'failed' if 'why' in read_json(self.file(key)) else 'done'
 
     def tokenizer(self, m):
+        m = self.models[m][0].name
         if m == 'world':
             from saebook.world import load_taught
             return load_taught('base')[1]
@@ -831,14 +845,14 @@ def plan(cfg:ClassifyConfig, out): # the folder of the run
     "What a run would do there, what it has done, and what it costs: `Plan`. No model is loaded. Raises `BadInput` for all that is wrong with the data."
     return _plan(_Job(cfg, out))
 
-# %% ../nbs/31_classify.ipynb #e4a3119b
+# %% ../nbs/31_classify.ipynb #0335e6e6
 def _train(m:ModelSpec, model, tok, at, path): # an SAE on a text that nobody is judged on
     from saebook.train import TrainConfig, train_sae
     if (path/'sae.json').is_file(): return SAE.from_pretrained(path)
     if 'text' in m.train: docs = cache.read_documents(m.train['text'])
     else:
         from saebook.world import World
-        docs = list(World(0).documents(1200, 'train').text)
+        docs = list(World(0).documents(600, 'train').text)
     acts = cache.activations(model, cache.contexts(tok, docs), at, progress=False)
     sae = train_sae(SAE(acts.shape[1], m.train.get('n', 4*acts.shape[1]), k=m.train.get('k', 16), site=at), acts, TrainConfig(steps=m.train.get('steps', 600)), progress=False).sae.eval()
     sae.save_pretrained(path)
@@ -847,21 +861,12 @@ def _train(m:ModelSpec, model, tok, at, path): # an SAE on a text that nobody is
 class _Loaded: # a model with its SAEs, loaded once and only if something is read
     def __init__(self, job, m):
         self.job, (self.spec, self.print, self.saes) = job, job.models[m]
-        if m == 'world':
+        if self.spec.name == 'world':
             from saebook.world import load_taught
             self.model, self.tok = load_taught('base')
-        else: self.model, self.tok = sites.load_model(m)
+        else: self.model, self.tok = sites.load_model(self.spec.name)
         if torch.cuda.is_available(): self.model.to('cuda')
-        self.have = {}
-
-    def site(self, layer): # where everything of a layer is read: where its SAEs do
-        here = {s.name: self.sae(s) for s in self.saes if s.layer == layer and s.source != 'train'}
-        at = {n: a.site.at(None) for n, a in here.items() if a.site is not None}
-        if len(set(at.values())) > 1: raise BadInput(f'the SAEs {" and ".join(list(at)[:2])} of layer {layer} read at {" and ".join(map(str, list(at.values())[:2]))}: hidden states stand beside one place, write two entries in models')
-        if not at: return sites.site(self.model, layer, LOCATIONS[self.job.S.sae_location])
-        (name, s), = list(at.items())[:1]
-        if int(re.findall(r'\d+', s.path)[-1]) != layer % sites.n_layers(self.model): raise BadInput(f'the SAE {name!r} reads {s}, and saes has it under layer {layer}: put it under its own')
-        return s
+        self.have, self.site, self.width = {}, functools.cache(self._site), functools.cache(lambda at: sites.width(self.model, at))
 
     def sae(self, s):
         if (s.name, s.layer) not in self.have:
@@ -871,13 +876,25 @@ class _Loaded: # a model with its SAEs, loaded once and only if something is rea
             self.have[s.name, s.layer] = sae.to(next(self.model.parameters()).device)
         return self.have[s.name, s.layer]
 
+    def _site(self, layer): # where everything of a layer is read: where its SAEs do
+        at = {}
+        for s in self.saes:
+            with contextlib.suppress(BadInput): # what cannot be loaded is told of where it is read
+                if s.layer == layer and s.source != 'train' and (own := self.sae(s).site) is not None: at[s.name] = own.at(None)
+        if len(set(at.values())) > 1: raise BadInput(f'the SAEs {" and ".join(list(at)[:2])} of layer {layer} read at {" and ".join(map(str, list(at.values())[:2]))}: hidden states stand beside one place, write two entries in models')
+        if not at: return sites.site(self.model, layer, LOCATIONS[self.job.S.sae_location])
+        name, s = next(iter(at.items()))
+        if int(re.findall(r'\d+', s.path)[-1]) != layer % sites.n_layers(self.model): raise BadInput(f'the SAE {name!r} reads {s}, and saes has it under layer {layer}: put it under its own')
+        return s
+
     def reading(self, kind, pool, layer, name):
         at = self.site(layer)
         sae = None if kind == 'hidden' else self.sae(next(s for s in self.saes if (s.name, s.layer) == (name, layer)))
-        if kind == 'random SAE': sae = self.have.setdefault(('random', name, layer), random_like(sae, self.job.S.seeds[0] + 1))
+        if sae is not None and sae.d_in != (w := self.width(at)): raise BadInput(f'the SAE {name!r} has the width {sae.d_in}, and {at} has {w}: give the SAE of this model and layer')
+        if kind == 'random SAE': sae = self.have.setdefault(('random', name, layer), random_like(sae, _BLANK + self.job.S.seeds[0]))
         return Reading(at, sae, *_pooling(pool))
 
-# %% ../nbs/31_classify.ipynb #786ae10d
+# %% ../nbs/31_classify.ipynb #4064c5c0
 def _kept(path): # an array or CSR
     from scipy import sparse
     with np.load(path, allow_pickle=False) as z: return z['dense'] if 'dense' in z else sparse.csr_matrix((z['data'], z['indices'], z['indptr']), z['shape'])
@@ -886,15 +903,21 @@ def _keep(path, x):
     with atomic(path) as tmp:
         with open(tmp, 'wb') as f: np.savez(f, **(dict(dense=x) if isinstance(x, np.ndarray) else dict(data=x.data, indices=x.indices, indptr=x.indptr, shape=x.shape)))
 
-def _read_missing(job, d, m, loaded, progress): # from one forward pass over the texts
-    todo = job.missing(d, m)
-    if not todo: return
-    if m not in loaded: loaded[m] = _Loaded(job, m)
-    have = loaded[m]
-    shards = job.store/f'reading-{digest(job.data[d], have.print)}'
-    got = collect(have.model, have.tok, list(job.rows[d].text), {f: have.reading(*k) for k, f in todo.items()}, shards, job.S.batch_size, job.S.length, progress)
-    for f, x in got.items(): _keep(f, x)
-    shutil.rmtree(shards) # all of it is in those files now
+def _read_missing(job, d, m, loaded, progress): # from one forward pass over the texts -> {reading: why it could not be had}
+    todo, why, want = job.missing(d, m), {}, {}
+    if not todo: return why
+    try:
+        if m not in loaded: loaded[m] = _Loaded(job, m)
+        have = loaded[m]
+        for k, f in todo.items():
+            try: want[f] = have.reading(*k)
+            except BadInput as e: why[k] = str(e)
+        shards = job.store/f'reading-{digest(job.data[d], have.print)}'
+        if want:
+            for f, x in collect(have.model, have.tok, list(job.rows[d].text), want, shards, job.S.batch_size, job.S.length, progress).items(): _keep(f, x)
+            shutil.rmtree(shards) # all of it is in those files now
+    except BadInput as e: why |= {k: str(e) for k in todo if k not in why}
+    return why
 
 def _cell(job, of, made): # made: arrays of this data set and model that are in memory
     rows, splits = job.rows[of['dataset']], job.splits[of['dataset']]
@@ -902,7 +925,7 @@ def _cell(job, of, made): # made: arrays of this data set and model that are in 
     at = job.readings(of)
     made |= {k: _kept(f) for k, f in at.items() if k not in made}
     here = {k[:2]: made[k] for k in at}
-    return judge(here[_input(of)], rows, splits, dict(of, **_active(of, here, len(rows))), job.S)
+    return judge(here[_input(of)], rows, splits, dict(of, **_active(of, here)), job.S)
 
 def run_classify(cfg:ClassifyConfig, out, # a folder; what is there is gone on with
                  progress:bool=True,
@@ -918,14 +941,13 @@ def run_classify(cfg:ClassifyConfig, out, # a folder; what is there is gone on w
     write_json(job.out/'config.json', redacted(asdict(cfg)))
     bar = tqdm(total=len(job.cells), disable=not progress, desc='rows', leave=False)
     for d, m in pairs:
-        why, made = None, {}
-        try: m and _read_missing(job, d, m, loaded, progress)
-        except BadInput as e: why = str(e)
-        if extract_only and why: raise BadInput(why)
+        why, made = _read_missing(job, d, m, loaded, progress) if m else {}, {}
+        if extract_only and why: raise BadInput(next(iter(why.values())))
         for of, key in job.cells if not extract_only else ():
             if (of['dataset'], of.get('model')) != (d, m): continue
             if job.state(key) != 'done':
-                try: write_json(job.file(key), _cell(job, of, made) if why is None else dict(of=of, why=why))
+                bad = next((why[k] for k in job.readings(of) if k in why), None)
+                try: write_json(job.file(key), _cell(job, of, made) if bad is None else dict(of=of, why=bad))
                 except BadInput as e: write_json(job.file(key), dict(of=of, why=str(e)))
             c = read_json(job.file(key))
             (failed if 'why' in c else cells).append(c); bar.update()
@@ -937,7 +959,20 @@ def run_classify(cfg:ClassifyConfig, out, # a folder; what is there is gone on w
     if cells: r.to_html(job.out/'report.html')
     return r
 
-# %% ../nbs/31_classify.ipynb #6df3852b
+# %% ../nbs/31_classify.ipynb #61ddb599
+def reopen(cfg:ClassifyConfig, out, of): # the folder of the run; what a row is, `Results.cells[i]['of']`
+    "What stands behind a row of features: its rows as `labelled` gave them, the inputs [rows, d], the first `Split`, and its reader, fitted again. What is looked into, ablated or saved (`estimators.save_probe`) is this one. Raises `BadInput`."
+    if of.get('row') in (None, 'majority', 'shuffled'): raise BadInput(f"the row {of.get('row')!r} was to be opened: it has no reader worth a look, take another")
+    job = _Job(cfg, out)
+    if of not in [o for o, _ in job.cells]: raise BadInput(f'{_title(of)} of {of.get("dataset")!r} is no row of this configuration: give the one of the run')
+    rows, s, here = job.rows[of['dataset']], job.splits[of['dataset']][0], {}
+    for k, f in job.readings(of).items():
+        if not f.is_file(): raise BadInput(f'what {_title(of)} was read from is no longer in {job.store.name!r}: run it again')
+        here[k[:2]] = _kept(f)
+    X = here[_input(of)] if here else rows.text.to_numpy(object)
+    return rows, X, s, _fit_best(dict(of, **_active(of, here)), X, pd.factorize(rows.label, sort=True)[0], s, job.S)[0]
+
+# %% ../nbs/31_classify.ipynb #d23320c0
 def from_arrays(X,             # [rows, d], or [rows, tokens, d]; arrays or tensors
                 y,             # [rows] labels
                 sae=None,      # an `SAE` that encodes them; None: hidden states alone
@@ -958,7 +993,7 @@ def from_arrays(X,             # [rows, d], or [rows, tokens, d]; arrays or tens
     cols = dict(id=range(len(X)) if ids is None else ids, label=y, group=groups, split=split, text=texts)
     rows = labelled(pd.DataFrame({k: list(v) for k, v in cols.items() if v is not None}), 'text' if texts is not None else None, 'label', 'id', *(k if cols[k] is not None else None for k in ('group', 'split')), name=repr(name))
     at, splits = pd.Series(range(len(X)), [str(i) for i in cols['id']])[rows.id].to_numpy(), make_splits(rows, S.cv, S.test_size, S.seeds, name=repr(name))
-    blank, made, cells, pools = sae and random_like(sae, S.seeds[0] + 1), {}, [], [(p, binarise) for p in ([pool] if isinstance(pool, str) else pool)]
+    blank, made, cells, pools = sae and random_like(sae, _BLANK + S.seeds[0]), {}, [], [(p, binarise) for p in ([pool] if isinstance(pool, str) else pool)]
     def read(kind, p):
         coder = dict(hidden=None, SAE=sae).get(kind, blank)
         r = Reading(sites.Site('given') if coder is None or coder.site is None else coder.site.at(None), coder, *_pooling(p))
@@ -970,7 +1005,7 @@ def from_arrays(X,             # [rows, d], or [rows, tokens, d]; arrays or tens
         if of['row'] in ('majority', 'TF-IDF'): cells.append(judge(rows.text, rows, splits, of, S)); continue
         for k in _needs(of):
             if k not in made: made[k] = read(*k)
-        cells.append(judge(made[_input(of)], rows, splits, dict(of, **_active(of, made, len(rows))), S))
+        cells.append(judge(made[_input(of)], rows, splits, dict(of, **_active(of, made)), S))
     return Results(cells, {name: _data_record(name, rows, splits)}, config=dict(settings=redacted(asdict(S))))
 
 # %% ../nbs/31_classify.ipynb #1589a8e0

@@ -107,7 +107,7 @@ class SAEFeatures(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return _names('f', self.sae_.n)
 
-# %% ../nbs/29_estimators.ipynb #6692219e
+# %% ../nbs/29_estimators.ipynb #588c4918
 class Binarise(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     "1 where a feature is above its threshold, else 0; sparse stays sparse. `thresholds_` [n]."
     def __init__(self, threshold=0., # of every feature
@@ -121,7 +121,7 @@ class Binarise(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     def fit(self, X, y=None): # [rows, n]
         "Learn the thresholds."
-        X = validate_data(self, X, accept_sparse='csc', dtype=(np.float64, np.float32))
+        X = validate_data(self, X, accept_sparse=('csr', 'csc'), dtype=(np.float64, np.float32))
         if self.quantile is None: self.thresholds_ = np.full(X.shape[1], float(self.threshold))
         else:
             if not 0 <= self.quantile <= 1: raise BadInput(f'quantile={self.quantile} was given: give a number from 0 to 1')
@@ -138,19 +138,16 @@ class Binarise(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         X = X.copy(); X.data = (X.data > self.thresholds_[X.indices]).astype(X.dtype); X.eliminate_zeros()
         return X
 
-# %% ../nbs/29_estimators.ipynb #ba54d13a
+# %% ../nbs/29_estimators.ipynb #5c06f921
 BY = ('mean_diff', 't', 'f', 'chi2', 'mutual_info', 'l1')
-
-def _square(X): return X.multiply(X) if sparse.issparse(X) else X*X
 
 def _differences(X, y, t): # X [rows, n], y numbers of classes: of each class against the rest [classes, n]
     Y = np.eye(y.max() + 1)[y]
-    S1, S2, n = Y.T @ X, Y.T @ _square(X), Y.sum(0)[:, None]
-    mean = lambda S, n: S/np.maximum(n, 1)
-    rest = lambda S: S.sum(0) - S
-    diff = mean(S1, n) - mean(rest(S1), len(y) - n)
+    S1, n, rest = Y.T @ X, Y.sum(0)[:, None], lambda S: S.sum(0) - S
+    diff = S1/n - rest(S1)/(len(y) - n)
     if not t: return diff
-    var = lambda S1, S2, n: np.maximum(S2 - S1**2/np.maximum(n, 1), 0)/np.maximum(n - 1, 1)/np.maximum(n, 1)
+    S2 = Y.T @ (X.multiply(X) if sparse.issparse(X) else X*X)
+    var = lambda S1, S2, n: np.maximum(S2 - S1**2/n, 0)/np.maximum(n - 1, 1)/n
     error = np.sqrt(var(S1, S2, n) + var(rest(S1), rest(S2), len(y) - n))
     return np.divide(diff, error, out=np.where(diff != 0, np.inf, 0.), where=error > 1e-12*np.abs(diff))
 
@@ -203,7 +200,7 @@ class TopFeatures(SelectorMixin, BaseEstimator):
         check_is_fitted(self)
         return np.isin(np.arange(len(self.scores_)), self.features_)
 
-# %% ../nbs/29_estimators.ipynb #355d4a30
+# %% ../nbs/29_estimators.ipynb #765514a9
 READERS = ('logistic', 'tree')
 
 def make_probe(k=None,          # choose so many features; None: all
@@ -223,7 +220,7 @@ def make_probe(k=None,          # choose so many features; None: all
     if threshold is not None or quantile is not None: steps.append(('binarise', Binarise(threshold or 0., quantile)))
     if dense and reader == 'logistic': steps.append(('scale', StandardScaler()))
     end = DecisionTreeClassifier(max_depth=depth, ccp_alpha=prune, class_weight=weight, random_state=seed) if reader == 'tree' else \
-          LogisticRegression(C=C, l1_ratio=l1_ratio, solver='saga' if l1_ratio else 'lbfgs', class_weight=weight, max_iter=1000, random_state=seed)
+          LogisticRegression(C=C, l1_ratio=l1_ratio, solver='saga' if l1_ratio else 'lbfgs', tol=1e-3 if l1_ratio else 1e-4, class_weight=weight, max_iter=1000, random_state=seed)
     return Pipeline([*steps, ('probe', end)])
 
 # %% ../nbs/29_estimators.ipynb #98c68451
@@ -249,7 +246,7 @@ class Contributions:
         order = order[v[order] != 0]
         return pd.DataFrame(dict(feature=self.features[order], value=x[order], contribution=v[order]))
 
-# %% ../nbs/29_estimators.ipynb #f60d0e51
+# %% ../nbs/29_estimators.ipynb #feb00541
 def _steps(probe): return [s for _, s in probe.steps if s not in (None, 'passthrough')] if isinstance(probe, Pipeline) else [probe]
 
 def _kept(probe): # numbers of the features that reach the last step: of the probe's inputs, or of its last encoder's outputs
@@ -263,7 +260,7 @@ def _kept(probe): # numbers of the features that reach the last step: of the pro
 
 def _linear(probe): # its last step
     end = _steps(probe)[-1]
-    if not hasattr(end, 'coef_'): raise BadInput(f'{type(end).__name__} has no weights (coef_): give a fitted linear probe, such as make_probe() makes')
+    if not hasattr(end, 'coef_') or not hasattr(end, 'classes_'): raise BadInput(f'{type(end).__name__} has no weights (coef_): give a fitted linear probe, such as make_probe() makes')
     return end
 
 def contributions(probe, # a fitted linear model, or a Pipeline that ends with one

@@ -18,10 +18,10 @@ from . import cache, sites
 from .core import BadInput, digest, one_of, out_dir, read_json, write_json
 from .sites import Site, unwrap
 
-# %% ../nbs/28_readings.ipynb #b1772b34
+# %% ../nbs/28_readings.ipynb #93a3663c
 POOLS = ('mean', 'last', 'first', 'max', 'sum')
 
-def _one(use, how): # [batch, seq] bool: each row's first or last token in use, a number each
+def _one(use, how): # [batch, seq] bool: the number of each row's first or last token in use
     return use.int().argmax(1) if how == 'first' else use.shape[1] - 1 - use.flip(1).int().argmax(1)
 
 def pool(h:torch.Tensor,     # [batch, seq, d]
@@ -186,7 +186,7 @@ def _tokens(tokenizer, texts, length): # the hash of all that a model is to see;
     if bad is not None: raise BadInput(f'text {bad} has no token in use ({texts[bad][:40]!r}): leave it out')
     return lambda order: digest(np.concatenate([ids[i] for i in order]).astype('<i8').tobytes(), np.array([len(ids[i]) for i in order], '<i8').tobytes(), special)
 
-# %% ../nbs/28_readings.ipynb #8c0cb3c8
+# %% ../nbs/28_readings.ipynb #1b38f631
 def collect(model, tokenizer, texts,
             readings:dict,     # {name: Reading}
             path=None,         # a folder: what was read is kept there, and only what is missing is read. What was written for other texts or models stays beside it
@@ -197,6 +197,7 @@ def collect(model, tokenizer, texts,
     a damaged shard, or a `path` while the model is patched; finished shards are kept."""
     texts = list(texts)
     if not texts or not readings: raise BadInput(f'{len(texts)} texts and {len(readings)} readings were given: give at least one of each')
+    if batch < 1 or length < 1: raise BadInput(f'batch={batch} and length={length} were given: give at least 1 of each')
     for k, r in dict(readings).items():
         if not isinstance(r, Reading): raise BadInput(f'reading {k!r} is a {type(r).__name__}: give Reading(site), or Reading(site, sae)')
     if unwrap(model).training: raise BadInput('the model is in training mode, where dropout makes each run another: call model.eval()')

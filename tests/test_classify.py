@@ -41,11 +41,11 @@ def test_a_script_without_spaces_is_read_by_characters():
 # --- an experiment of a file, on a real small model
 
 YAML = """
-settings: {cv: null, readers: [logistic], C: [0.001, 0.1], batch_size: 32, length: 96}
+settings: {cv: null, readers: [logistic], C: [0.1, 10], batch_size: 32, length: 96}
 models:
   - {name: %(model)s, saes: {2: [%(sae)s]}}
 datasets:
-  - {path: %(table)s, id_field: id, split_field: split, limit: 280}
+  - {path: %(table)s, id_field: id, split_field: split, limit: 500}
 classification_params: {top_n_values: [0, 5], binarize_values: [null]}
 """
 
@@ -65,8 +65,8 @@ def calls(f):
     "What `f` gives, and the number of forward passes that reading took."
     n, read = [], sites.read
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(sites, 'read', lambda *a, **kw: n.append(1) or read(*a, **kw))
-        return f(), len(n)
+        m.setattr(sites, 'read', lambda model, inputs, *a, **kw: n.append(isinstance(inputs, dict)) or read(model, inputs, *a, **kw))
+        return f(), sum(n) # a tensor of one token is read to learn a width
 
 @pytest.fixture(scope='module')
 def run(setting):
@@ -78,7 +78,7 @@ def run(setting):
 def test_the_plan_says_what_reading_costs(run):
     asked, found, n = run
     assert n == asked.reading.passes.sum() and asked.counts == {'done': 0, 'to do': len(found.cells), 'failed': 0}
-    assert asked.reading.texts.sum() == 280 and 280*10 < asked.reading.tokens.sum() < 280*96
+    assert asked.reading.texts.sum() == 500 and 500*10 < asked.reading.tokens.sum() < 500*96
 
 def test_every_table_has_every_row(run):
     _, found, _ = run
@@ -126,7 +126,9 @@ from saebook.core import configured, read_config
 log, read, judge, die = sys.argv[3], sites.read, classify.judge, int(sys.argv[4])
 def note(what):
     with open(log, 'a') as f: f.write(what + '\\n')
-def reading(*a, **kw): note('pass'); return read(*a, **kw)
+def reading(model, inputs, *a, **kw):
+    if isinstance(inputs, dict): note('pass')
+    return read(model, inputs, *a, **kw)
 def judging(*a, **kw):
     r = judge(*a, **kw); note('row')
     if open(log).read().count('row') == die: os.kill(os.getpid(), 9)
@@ -149,7 +151,7 @@ def test_killed_and_resumed_is_equal_and_reads_nothing_twice(tmp_path, setting, 
 
 def test_the_command_line_reads_and_classifies_apart(tmp_path, setting, capsys):
     d, text = setting
-    (tmp_path/'c.yaml').write_text('kind: classify\n' + text.replace('top_n_values: [0, 5]', 'top_n_values: [0]').replace('limit: 280', 'limit: 120'))
+    (tmp_path/'c.yaml').write_text('kind: classify\n' + text.replace('top_n_values: [0, 5]', 'top_n_values: [0]').replace('limit: 500', 'limit: 120'))
     go = lambda *a: (main(['run', str(tmp_path/'c.yaml'), '--out', str(tmp_path/'run'), '--quiet', *a]), capsys.readouterr())
     code, said = go('--classify-only')
     assert code == 2 and 'has not been read with' in said.err and said.err.count('\n') == 1
@@ -231,9 +233,9 @@ def test_differences_are_paired():
 # --- what cannot be done
 
 @pytest.mark.parametrize('change, says', [
-    (('batch_size', 'batch_sizes'), "unknown key of settings 'batch_sizes'"), (('length: 96', 'cv_folds: 5'), "the key 'cv_folds' of settings does nothing: write cv"), (('limit: 280', 'batch_size: 2'), "the key 'batch_size' of datasets[0] does nothing"),
+    (('batch_size', 'batch_sizes'), "unknown key of settings 'batch_sizes'"), (('length: 96', 'cv_folds: 5'), "the key 'cv_folds' of settings does nothing: write cv"), (('limit: 500', 'batch_size: 2'), "the key 'batch_size' of datasets[0] does nothing"),
     (('id_field: id', 'id_field: idd'), "did you mean 'id'"), (('split_field: split', 'text_field: body'), "unknown column of 'eng', text_field 'body'"), (('split_field: split', 'split_field: label'), 'give one of train'), (('[null]}', '[null]}\nbanana: 1'), "unknown key of ClassifyConfig 'banana'"),
-    (('limit: 280', 'label_field: id, id_field: null'), 'in test and not in train'), (('top_n_values: [0, 5]', 'top_n_values: [-2]'), 'top_n -2'), (('saes: {2: [', 'saes: {x: ['), "unknown layer of saes"), (('C: [0.001, 0.1]', 'C: []'), 'C [] of settings'), (('/eng.csv', '/none.csv'), "there is no"), (('- {path', '- {name: a/b, path'), 'give a name on the hub or a path')])
+    (('limit: 500', 'label_field: id, id_field: null'), 'in test and not in train'), (('top_n_values: [0, 5]', 'top_n_values: [-2]'), 'top_n -2'), (('saes: {2: [', 'saes: {x: ['), "unknown layer of saes"), (('C: [0.1, 10]', 'C: []'), 'C [] of settings'), (('C: [0.1, 10]', 'C: [1e-3]'), 'which YAML reads as a number'), (('/eng.csv', '/none.csv'), "there is no"), (('- {path', '- {name: a/b, path'), 'give a name on the hub or a path')])
 def test_a_wrong_file_is_told_in_one_sentence(tmp_path, setting, change, says):
     text = setting[1].replace(*change, 1)
     assert text != setting[1]
@@ -297,6 +299,31 @@ def test_transfer_never_judges_a_translation(shared):
     m = transfer(both, {}, Settings(C=[10.], test_size=.3), shots=(0, 5))
     assert (m.test > 0).all() and m.set_index(['source', 'target', 'shots']).f1['eng_Latn', 'deu_Latn', 5] > m.set_index(['source', 'target', 'shots']).f1['eng_Latn', 'deu_Latn', 0]
     with pytest.raises(BadInput, match='whose table has 1004'): transfer(tables, dict(SAE={'eng_Latn': np.zeros((1004, 2)), 'deu_Latn': np.zeros((3, 2))}))
+
+@pytest.mark.slow
+def test_real_sentences_in_three_languages(shared):
+    "sib200 through a small model of English stories and an SAE trained on them: letters are the bar, and what is above it or not is only told."
+    from saebook import cache
+    from saebook.train import TrainConfig, train_sae
+    model, tok = sites.load_model(shared('models/stories260K'))
+    at = sites.site(model, 2)
+    acts = cache.activations(model, cache.contexts(tok, cache.read_documents(shared('data/tinystories/small.txt'))[:400]), at, progress=False)
+    sae = train_sae(SAE(64, 512, k=16, site=at), acts, TrainConfig(steps=600), progress=False).sae.eval()
+    tables = sib(shared, 'eng_Latn', 'deu_Latn', 'fra_Latn')
+    read = lambda t: readings.collect(model, tok, list(t.text), dict(hidden=readings.Reading(at), SAE=readings.Reading(at, sae)), progress=False)
+    got = {l: read(t) for l, t in tables.items()}
+    m = transfer(tables, {r: {l: got[l][r] for l in tables} for r in ('hidden', 'SAE')}, Settings(C=[.1, 1., 10., 100.]))
+    print(m.pivot_table(index=['source', 'target'], columns='row', values='f1', sort=False).round(3).to_string())
+    f = m.set_index(['row', 'source', 'target']).f1
+    assert f['TF-IDF', 'eng_Latn', 'deu_Latn'] == pytest.approx(.35, abs=.03) and f['TF-IDF', 'eng_Latn', 'fra_Latn'] == pytest.approx(.41, abs=.03)
+    assert len(m) == 27 and (m.fit == 800).all() and (m.test == 204).all() and f['hidden', 'eng_Latn', 'eng_Latn'] > .2
+
+def test_fewer_features_are_used_with_l1(run, setting):
+    d, text = setting
+    rows, X, s, _ = classify.reopen(config(d, text), d/'run', dict(run[1].cells[run[1].best()]['of']))
+    used = lambda **kw: (classify._fit_best(dict(row='SAE', reader='logistic'), X, pd.factorize(rows.label, sort=True)[0], s, Settings(C=[1.], **kw))[0][-1].coef_ != 0).mean()
+    assert used(penalty='l1') < .5*used()
+    with pytest.raises(BadInput, match='no reader worth a look'): classify.reopen(config(d, text), d/'run', dict(row='majority'))
 
 def test_gemma_scope_is_found_by_width(monkeypatch):
     import huggingface_hub

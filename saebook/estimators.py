@@ -166,7 +166,7 @@ def _l1(X, y, C, seed): # absolute weights [n], of features brought to one size
     fit = lambda y: LogisticRegression(l1_ratio=1., C=C, solver='liblinear', random_state=seed).fit(X, y).coef_[0]
     return np.abs([fit(y == c) for c in range(y.max() + 1)] if many else [fit(y)]).max(0)
 
-# %% ../nbs/29_estimators.ipynb #db998dc2
+# %% ../nbs/29_estimators.ipynb #ad35c3c0
 class TopFeatures(SelectorMixin, BaseEstimator):
     "The `k` features that say most about the labels it is fitted with (all, if there are no more). `scores_` [n]; `features_` [k], their numbers, the best first."
     def __init__(self, k=20, by='mean_diff', # one of `BY`
@@ -190,7 +190,7 @@ class TopFeatures(SelectorMixin, BaseEstimator):
         diff = np.abs(_differences(X, y, False)).max(0)
         if self.by == 'chi2' and (X.data if sparse.issparse(X) else X).min(initial=0) < 0: raise BadInput("Negative values in data passed to TopFeatures(by='chi2'): chi2 counts, so give features that are never negative, or another way to rank them")
         with np.errstate(divide='ignore', invalid='ignore'), warnings.catch_warnings(): # a feature that is always the same says nothing, and needs no warning
-            warnings.filterwarnings('ignore', 'Features .* are constant')
+            warnings.filterwarnings('ignore', 'Features ')
             score = dict(mean_diff=lambda: diff, t=lambda: np.abs(_differences(X, y, True)).max(0), f=lambda: f_classif(X, y)[0], chi2=lambda: chi2(X, y)[0],
                          mutual_info=lambda: _information(X, y), l1=lambda: _l1(X, y, self.C, self.seed))[self.by]()
         self.scores_ = np.where(np.isnan(score), 0., score)

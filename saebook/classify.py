@@ -8,8 +8,8 @@ __all__ = ['SPLITS', 'ROWS', 'READERS', 'LOCATIONS', 'SCHEMA', 'read_table', 'la
            'Settings', 'ModelSpec', 'DataSpec', 'Params', 'ClassifyConfig', 'judge', 'Results', 'Plan', 'plan',
            'run_classify', 'reopen', 'from_arrays', 'transfer', 'plot_transfer']
 
-# %% ../nbs/31_classify.ipynb #5da237ec
-import base64, contextlib, functools, math, os, re, shutil, warnings, zlib
+# %% ../nbs/31_classify.ipynb #c2471300
+import base64, contextlib, functools, json, math, os, re, shutil, warnings, zlib
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -522,11 +522,12 @@ class Results:
         if part not in c: raise BadInput(f'row {i} ({c["of"]["row"]}, {c["of"]["reader"]}) has no {part}: ' + ('it was imported with its scores alone' if part == 'guess' else 'look at another row'))
         return c, self.datasets[c['of']['dataset']]
 
-# %% ../nbs/31_classify.ipynb #403f0d55
+# %% ../nbs/31_classify.ipynb #852c7a8f
 @patch
 def save(self:Results, path): # a .json file
     "Write it whole; returns the path."
-    return write_json(path, dict(schema=SCHEMA, **{f.name: redacted(getattr(self, f.name)) for f in fields(self)}))
+    with atomic(path) as tmp: tmp.write_text(json.dumps(redacted(dict(schema=SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)})), ensure_ascii=False), encoding='utf-8') # in one line: a number a line takes ten times the room
+    return Path(path)
 
 @patch(cls_method=True)
 def load(cls:Results, path): # what `save` wrote, or the folder of a run

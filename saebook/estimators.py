@@ -7,12 +7,13 @@ __all__ = ['BY', 'READERS', 'TextActivations', 'SAEFeatures', 'Binarise', 'TopFe
            'contributions', 'tree_nodes', 'tree_text', 'tree_html', 'tree_plot', 'probe_direction', 'save_probe',
            'load_probe']
 
-# %% ../nbs/29_estimators.ipynb #26423a8c
-import json, math, warnings, weakref, zipfile
+# %% ../nbs/29_estimators.ipynb #0a6b3c42
+import json, math, warnings, weakref
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
+from fastcore.basics import patch
 from scipy import sparse
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.feature_selection import SelectorMixin, chi2, f_classif
@@ -165,7 +166,7 @@ def _l1(X, y, C, seed): # absolute weights [n], of features brought to one size
     fit = lambda y: LogisticRegression(l1_ratio=1., C=C, solver='liblinear', random_state=seed).fit(X, y).coef_[0]
     return np.abs([fit(y == c) for c in range(y.max() + 1)] if many else [fit(y)]).max(0)
 
-# %% ../nbs/29_estimators.ipynb #8bdc9b1d
+# %% ../nbs/29_estimators.ipynb #ad35c3c0
 class TopFeatures(SelectorMixin, BaseEstimator):
     "The `k` features that say most about the labels it is fitted with (all, if there are no more). `scores_` [n]; `features_` [k], their numbers, the best first."
     def __init__(self, k=20, by='mean_diff', # one of `BY`
@@ -189,7 +190,7 @@ class TopFeatures(SelectorMixin, BaseEstimator):
         diff = np.abs(_differences(X, y, False)).max(0)
         if self.by == 'chi2' and (X.data if sparse.issparse(X) else X).min(initial=0) < 0: raise BadInput("Negative values in data passed to TopFeatures(by='chi2'): chi2 counts, so give features that are never negative, or another way to rank them")
         with np.errstate(divide='ignore', invalid='ignore'), warnings.catch_warnings(): # a feature that is always the same says nothing, and needs no warning
-            warnings.simplefilter('ignore', UserWarning)
+            warnings.filterwarnings('ignore', 'Features ')
             score = dict(mean_diff=lambda: diff, t=lambda: np.abs(_differences(X, y, True)).max(0), f=lambda: f_classif(X, y)[0], chi2=lambda: chi2(X, y)[0],
                          mutual_info=lambda: _information(X, y), l1=lambda: _l1(X, y, self.C, self.seed))[self.by]()
         self.scores_ = np.where(np.isnan(score), 0., score)
@@ -223,7 +224,7 @@ def make_probe(k=None,          # choose so many features; None: all
           LogisticRegression(C=C, l1_ratio=l1_ratio, solver='saga' if l1_ratio else 'lbfgs', tol=1e-3 if l1_ratio else 1e-4, class_weight=weight, max_iter=1000, random_state=seed)
     return Pipeline([*steps, ('probe', end)])
 
-# %% ../nbs/29_estimators.ipynb #98c68451
+# %% ../nbs/29_estimators.ipynb #c1ac7de6
 @dataclass(repr=False)
 class Contributions:
     "What each feature adds to a linear probe's decision: bias[class] + values[class].sum(1) is `decision_function`. With two classes there is one decision, for the second."
@@ -239,7 +240,7 @@ class Contributions:
 
     def top(self, row:int, n:int=10, label=None): # a class; None: the one decided for, or the only one
         "The `n` strongest contributions to the decision for a row: feature, value, contribution."
-        label = one_of('class', list(self.values)[self.decision()[row].argmax()] if label is None else label, list(self.values))
+        label = one_of('class', max(self.values, key=lambda c: self.bias[c] + self.values[c][[row]].sum()) if label is None else label, list(self.values))
         dense = lambda x: x[[row]].toarray()[0] if sparse.issparse(x) else x[row]
         v, x = dense(self.values[label]), dense(self.inputs)
         order = np.argsort(-np.abs(v), kind='stable')[:n]
@@ -335,35 +336,36 @@ def probe_direction(probe, # a fitted linear model, or a Pipeline that ends with
         w = w @ sae.W_dec.detach().double().cpu().numpy()
     return torch.from_numpy(w[0] if len(w) == 1 else w).float()
 
-# %% ../nbs/29_estimators.ipynb #4120a453
+# %% ../nbs/29_estimators.ipynb #83dcfe7f
 def _state(sae): # an SAE as JSON and arrays
-    return dict(config=json.dumps(saes._config(sae)), weights={k: t.detach().cpu().float().numpy() for k, t in sae.state_dict().items()})
+    return dict(config=json.dumps(saes._config(sae)), dtype=str(sae.W_enc.dtype)[6:], weights={k: t.detach().cpu().float().numpy() for k, t in sae.state_dict().items()})
 
 def _restored(state):
-    cfg = json.loads(state['config'])
+    cfg, dtype = json.loads(state['config']), one_of('dtype', state['dtype'], ('float32', 'float64', 'float16', 'bfloat16'))
     sae = saes._built(dict(SAE=SAE, Transcoder=saes.Transcoder)[one_of('kind of SAE', cfg['kind'], ('SAE', 'Transcoder'))], cfg, Path('probe'))
     sae.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state['weights'].items()})
-    return sae.eval()
+    return sae.to(getattr(torch, dtype)).eval()
 
-def _getstate(self):
-    s, made = super(SAEFeatures, self).__getstate__().copy(), {}
-    for k in ('sae', 'sae_'):
-        if isinstance(s.get(k), SAE): s[k] = made.setdefault(id(s[k]), _state(s[k]))
-    return s
+@patch
+def __getstate__(self:SAEFeatures): # what a copy or a file of it holds: of the SAE its weights, once
+    s = dict(BaseEstimator.__getstate__(self))
+    if s.get('sae_', 0) is s['sae']: s['sae_'] = None
+    return {k: _state(v) if isinstance(v, SAE) else v for k, v in s.items()}
 
-def _setstate(self, s):
-    made = {}
-    super(SAEFeatures, self).__setstate__({k: made.setdefault(v['config'], _restored(v)) if k in ('sae', 'sae_') and isinstance(v, dict) else v for k, v in s.items()})
+@patch
+def __setstate__(self:SAEFeatures, s):
+    s = {k: _restored(v) if k in ('sae', 'sae_') and isinstance(v, dict) else v for k, v in s.items()}
+    if 'sae_' in s and s['sae_'] is None: s['sae_'] = s['sae']
+    BaseEstimator.__setstate__(self, s)
 
-SAEFeatures.__getstate__, SAEFeatures.__setstate__ = _getstate, _setstate # a copy or file of it holds the SAE's weights
-
+# %% ../nbs/29_estimators.ipynb #2ed2b348
 _TRUSTED = [f'{c.__module__}.{c.__name__}' for c in (SAEFeatures, Binarise, TopFeatures)] + ['sklearn.tree._tree.Tree'] # a tree is looked at before it is used
 
 def _sound(tree): # do all its nodes lead downwards and ask for features that are there?
     t, i = tree.tree_, np.arange(tree.tree_.node_count)
     l, r = t.children_left, t.children_right
-    inner = l >= 0
-    return t.n_features == tree.n_features_in_ and ((l > i) & (r > i) & (l < len(i)) & (r < len(i)) & (t.feature >= 0) & (t.feature < t.n_features) | ~inner & (r < 0)).all()
+    inner = (l > i) & (r > i) & (l < len(i)) & (r < len(i)) & (t.feature >= 0) & (t.feature < t.n_features)
+    return t.n_features == tree.n_features_in_ and (inner | (l < 0) & (r < 0)).all()
 
 def save_probe(probe, # a fitted estimator or Pipeline without a language model
                path): # of the file
@@ -381,9 +383,10 @@ def load_probe(path):
     import skops.io
     path, again = Path(path), 'give a file that save_probe wrote'
     if not path.is_file(): raise BadInput(f'{str(path)!r} is not there: {again}')
-    try: odd = [t for t in skops.io.get_untrusted_types(file=path) if t not in _TRUSTED]
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as e: raise BadInput(f'{str(path)!r} is no saved probe ({reason(e)}): {again}') from None
+    try:
+        odd = [t for t in skops.io.get_untrusted_types(file=path) if t not in _TRUSTED]
+        probe = None if odd else skops.io.load(path, trusted=_TRUSTED)
+    except Exception as e: raise BadInput(f'{str(path)!r} is no saved probe ({reason(e)}): {again}') from None # a file of anybody's can go wrong in many ways
     if odd: raise BadInput(f'{str(path)!r} names {odd[0]}, which is neither of scikit-learn nor of saebook and could run anything: {again}')
-    probe = skops.io.load(path, trusted=_TRUSTED)
-    if any(hasattr(s, 'tree_') and not _sound(s) for s in _steps(probe)): raise BadInput(f'{str(path)!r} holds a tree whose nodes lead nowhere: {again}')
+    if any(hasattr(t, 'tree_') and not _sound(t) for s in _steps(probe) for t in (s, *np.ravel(getattr(s, 'estimators_', [])))): raise BadInput(f'{str(path)!r} holds a tree whose nodes lead nowhere: {again}')
     return probe

@@ -23,7 +23,7 @@ def __getattr__(name): # of this module: scikit-learn's classes can only be writ
     from saebook import estimators
     return getattr(estimators, name)
 
-# %% ../nbs/30_probe.ipynb #ecf6a66d
+# %% ../nbs/30_probe.ipynb #eb7cf16f
 def group_split(groups, test:float=.3, seed:int=0): # [rows] whatever names the group of a row
     "Which rows are held out: bool [rows]. Whole groups at random."
     names = pd.unique(pd.Series(list(groups)))
@@ -32,15 +32,12 @@ def group_split(groups, test:float=.3, seed:int=0): # [rows] whatever names the 
     held = np.random.default_rng(seed).permutation(len(names))[:min(len(names) - 1, max(1, round(test*len(names))))]
     return np.isin(pd.Series(list(groups)).map({n: i for i, n in enumerate(names)}).to_numpy(), held)
 
-def _dense(X): # float64 [rows, d]
-    if hasattr(X, 'tocsr'): raise BadInput(f'a sparse matrix of shape {list(X.shape)} was given: adversaries read dense features, so give X.toarray(), or fewer columns of it')
-    X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else np.asarray(X)
-    if X.ndim != 2 or not len(X): raise BadInput(f'features of shape {list(X.shape)} were given: give [rows, d]')
-    return X
-
 def _arrays(X, y, groups, held, dense=True): # as float64, or CSR where that may be, and numbers of classes; all that can be wrong with them is told here
-    X = X.tocsr() if hasattr(X, 'tocsr') and not dense else _dense(X)
-    bad = np.isin(np.arange(X.shape[0]), X.nonzero()[0][~np.isfinite(X.data[X.data != 0])]) if hasattr(X, 'tocsr') else ~np.isfinite(X).all(1)
+    sparse = hasattr(X, 'tocsr')
+    if sparse and dense: raise BadInput(f'a sparse matrix of shape {list(X.shape)} was given: adversaries read dense features, so give X.toarray(), or fewer columns of it')
+    X = X.tocsr() if sparse else X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else np.asarray(X)
+    if X.ndim != 2 or not X.shape[0]: raise BadInput(f'features of shape {list(X.shape)} were given: give [rows, d]')
+    bad = ~np.isfinite(np.asarray(X.sum(1)).ravel()) if sparse else ~np.isfinite(X).all(1)
     if bad.any(): raise BadInput(f'{int(bad.sum())} of {len(bad)} rows hold NaN or infinity: leave them out')
     y = pd.Series(y.tolist() if hasattr(y, 'tolist') else list(y))
     groups = pd.Series(np.arange(X.shape[0]) if groups is None else list(groups))

@@ -61,7 +61,7 @@ class Reading:
         "As JSON can hold it; an SAE by its class and the hash of its weights."
         return dict(site=self.site.to_dict(), sae=None if self.sae is None else cache._name(self.sae), pool=self.pool, n=None if self.n is None else int(self.n))
 
-# %% ../nbs/28_readings.ipynb #74f70d55
+# %% ../nbs/28_readings.ipynb #04e03338
 _TOKENS = 4096 # encoded at once
 
 def _encoded(sae, h): # [tokens, d]: sparse codes of some thousand tokens each
@@ -91,7 +91,9 @@ def _pooled(h, use, readings): # [batch, seq, d], [batch, seq]; readings of one 
     if sae is None: return [pool(h.float(), use, r.pool).cpu().numpy() for r in readings]
     of = {r: torch.zeros_like(use).scatter_(1, _one(use, r.pool)[:, None], True) if r.pool in ('first', 'last') else use for r in readings} # tokens that count
     need = torch.stack(list(of.values())).any(0)
-    codes, row, out = _encoded(sae, h[need.to(h.device)]), need.nonzero()[:, 0].numpy(), []
+    tokens, row, out = h[need.to(h.device)], need.nonzero()[:, 0].numpy(), []
+    if not torch.isfinite(tokens).all(): raise BadInput(f'{int((~torch.isfinite(tokens)).any(1).sum())} of {len(tokens)} tokens have NaN or infinity at {readings[0].site}: load the model in float32')
+    codes = _encoded(sae, tokens)
     for r in readings:
         token, feature, value = _entries(codes, r.n)
         counts = of[r][need].numpy()[token]
@@ -108,11 +110,12 @@ def of(self:Reading, h:torch.Tensor, # [batch, seq, d] at the site
     "Activations that were read already, pooled: a float32 array [batch, d], or with an SAE its features as a SciPy CSR matrix [batch, n]."
     return _pooled(h, torch.ones(h.shape[:2], dtype=torch.bool) if use is None else use, [self])[0]
 
-# %% ../nbs/28_readings.ipynb #f7b21cd2
+# %% ../nbs/28_readings.ipynb #275716e0
 @torch.no_grad()
 def _read(model, tokenizer, texts, at, batch, length, progress): # yields numbers of texts, their tokens in use [rows, seq], {site: activations [rows, seq, d]}; texts of a length together
     bad = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
     if bad is not None: raise BadInput(f'text {bad} is {texts[bad]!r}: give texts')
+    if not len(texts): raise BadInput('no texts were given: give at least one')
     for s in [at] if isinstance(at, Site) else at:
         if s.positions is not None: raise BadInput(f'{s} has positions of its own: give the site without them, pooling chooses')
     order, special = np.argsort([len(t) for t in texts], kind='stable'), sites.special_ids(tokenizer)
@@ -134,8 +137,7 @@ def _gather(model, tokenizer, texts, readings, batch, length, progress): # {read
             for r, x in zip(rs, _pooled(read[site], use, rs)): parts[r].append(x)
     back, out = np.argsort(np.concatenate(order)), {r: _joined(p) for r, p in parts.items()}
     for r, x in out.items():
-        ok = np.isfinite(x).all(1) if isinstance(x, np.ndarray) else np.isfinite(x.data)
-        if not ok.all(): raise BadInput(f'{int((~ok).sum())} of {len(ok)} {"texts have" if isinstance(x, np.ndarray) else "entries are"} NaN or infinity at {r.site}: load the model in float32')
+        if r.sae is None and not (ok := np.isfinite(x).all(1)).all(): raise BadInput(f'{int((~ok).sum())} of {len(ok)} texts have NaN or infinity at {r.site}: load the model in float32')
     return {r: x[back] for r, x in out.items()}
 
 def pooled(model, tokenizer, texts, at, # a Site or several

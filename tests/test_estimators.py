@@ -5,6 +5,7 @@ import numpy as np, pandas as pd, pytest, torch
 from scipy import sparse, stats
 from sklearn.base import clone
 from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_selection import chi2, f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
@@ -60,8 +61,8 @@ def test_the_planted_columns_are_found_and_sparse_is_dense(by):
 
 def test_columns_that_never_change_come_last_and_warn_of_nothing(recwarn):
     X, y = data()
-    X = sparse.hstack([sparse.csr_matrix((300, 4)), X, np.ones((300, 2))]).tocsr()
-    for by in BY: assert not set(TopFeatures(20, by).fit(X, y).features_) & {0, 1, 2, 3, 64, 65}, by
+    X = sparse.hstack([sparse.csr_matrix((300, 400)), X, np.ones((300, 2))]).tocsr() # so many that a warning would take several lines
+    for by in BY: assert set(TopFeatures(20, by).fit(X, y).features_) <= set(range(400, 460)), by
     assert not [w for w in recwarn if 'constant' in str(w.message)]
 
 def test_quantiles_are_of_the_values_that_are_not_zero():
@@ -175,7 +176,7 @@ def test_what_was_saved_predicts_the_same_in_another_process(tmp_path):
     for i, p in enumerate(made): save_probe(p, tmp_path/f'{i}.skops')
     code = "import sys, numpy as np; from saebook.probe import load_probe; X = np.load(sys.argv[1] + '/X.npy')\nfor i in range(5): np.save(f'{sys.argv[1]}/{i}.npy', load_probe(f'{sys.argv[1]}/{i}.skops').predict_proba(X))"
     assert (r := subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True)).returncode == 0, r.stderr
-    for i, p in enumerate(made): assert np.abs(np.load(tmp_path/f'{i}.npy') - p.predict_proba(X)).max() < (1e-6 if i < 4 else .05), i
+    for i, p in enumerate(made): assert np.abs(np.load(tmp_path/f'{i}.npy') - p.predict_proba(X)).max() < 1e-6, i
 
 class Bomb:
     def __reduce__(self): return eval, ("__import__('pathlib').Path('bang').touch()",)
@@ -200,6 +201,10 @@ def test_a_tree_whose_nodes_lead_nowhere_is_refused(tmp_path):
     p = make_probe(reader='tree').fit(X, y)
     p[-1].tree_.children_left[0] = 10**6
     with pytest.raises(BadInput, match='lead nowhere'): load_probe(save_probe(p, tmp_path/'t.skops'))
+    forest = RandomForestClassifier(3, random_state=0).fit(X, y)
+    assert (load_probe(save_probe(forest, tmp_path/'f.skops')).predict(X) == forest.predict(X)).all()
+    forest.estimators_[1].tree_.feature[0] = 999
+    with pytest.raises(BadInput, match='lead nowhere'): load_probe(save_probe(forest, tmp_path/'g.skops'))
 
 # ---- what cannot be
 

@@ -164,6 +164,8 @@ def test_what_cannot_be_read_is_told_before_the_model_is_asked(taught, monkeypat
     at = load_planted().site
     for says, texts, given in (('text 1 has no token in use', ['a', ''], dict(x=Reading(at))), ('text 0 is 3', [3], dict(x=Reading(at))), ('0 texts and 1 readings', [], dict(x=Reading(at))), ("'x' is a str", ['a'], dict(x='layer 1'))):
         with pytest.raises(BadInput, match=says): collect(model, tok, texts, given)
+    monkeypatch.undo()
+    with pytest.raises(BadInput, match='no texts were given'): pooled(model, tok, [], at)
     model.train()
     try:
         with pytest.raises(BadInput, match='model is in training mode'): collect(model, tok, ['a'], dict(x=Reading(at)))
@@ -174,6 +176,6 @@ def test_nan_is_told_and_not_kept(lm, taught, texts, tmp_path):
     model, tok = copy.deepcopy(taught[0]), taught[1]
     at = sites.site(model, 1)
     with torch.no_grad(): next(p for n, p in model.named_parameters() if '.0.' in n and p.ndim == 2).fill_(float('nan'))
-    for r in (Reading(at), Reading(at, SAE(128, 64, 'relu', site=at))):
+    for r in (Reading(at), Reading(at, SAE(128, 64, 'relu', site=at)), Reading(at, SAE(128, 64, k=4, site=at), 'count')):
         with pytest.raises(BadInput, match='NaN or infinity'): collect(model, tok, texts, dict(x=r), tmp_path, progress=False)
     assert not list(tmp_path.glob('*/*.safetensors'))

@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'ROWS', 'READERS', 'LOCATIONS', 'SCHEMA', 'read_table', 'labelled', 'Split', 'make_splits', 'confusion',
            'class_scores', 'macro_f1', 'f1_interval', 'paired_difference', 'nadeau_bengio', 'random_like', 'tfidf',
            'Settings', 'ModelSpec', 'DataSpec', 'Params', 'ClassifyConfig', 'judge', 'Results', 'Plan', 'plan',
-           'run_classify', 'reopen', 'from_arrays', 'transfer', 'plot_transfer']
+           'run_classify', 'Opened', 'reopen', 'from_arrays', 'transfer', 'plot_transfer']
 
 # %% ../nbs/31_classify.ipynb #c2471300
 import base64, contextlib, functools, json, math, os, re, shutil, warnings, zlib
@@ -960,18 +960,44 @@ def run_classify(cfg:ClassifyConfig, out, # a folder; what is there is gone on w
     if cells: r.to_html(job.out/'report.html')
     return r
 
-# %% ../nbs/31_classify.ipynb #61ddb599
-def reopen(cfg:ClassifyConfig, out, of): # the folder of the run; what a row is, `Results.cells[i]['of']`
-    "What stands behind a row of features: its rows as `labelled` gave them, the inputs [rows, d], the first `Split`, and its reader, fitted again. What is looked into, ablated or saved (`estimators.save_probe`) is this one. Raises `BadInput`."
-    if of.get('row') in (None, 'majority', 'shuffled'): raise BadInput(f"the row {of.get('row')!r} was to be opened: it has no reader worth a look, take another")
-    job = _Job(cfg, out)
-    if of not in [o for o, _ in job.cells]: raise BadInput(f'{_title(of)} of {of.get("dataset")!r} is no row of this configuration: give the one of the run')
-    rows, s, here = job.rows[of['dataset']], job.splits[of['dataset']][0], {}
+# %% ../nbs/31_classify.ipynb #25062e37
+@dataclass(repr=False)
+class Opened:
+    "A row of a table with what it was made of: what it is, the texts as `labelled` gave them, the inputs [rows, d], who was fitted on and who judged (the first split), and the reader, a fitted Pipeline that answers with the names of classes."
+    of:dict; rows:pd.DataFrame; X:object; split:Split; probe:object
+    load:object=None # a function that gives the model, its tokenizer and the `Reading`
+    length:int=256   # tokens that were read of a text
+    classes = property(lambda self: sorted(set(self.rows.label)))
+    sae = property(lambda self: self.of.get('sae') if self.of['row'] != 'PCA' else None) # whose features the inputs are; None: hidden states
+    def __repr__(self): return f'{_title(self.of)}: {len(self.rows)} texts, {self.X.shape[1]} inputs, {type(self.probe[-1]).__name__} fitted on {len(self.split.known)} and judged by {len(self.split.test)}'
+    @torch.no_grad()
+    def tokens(self, i:int, feature:int): # number of a text
+        "The pieces of a text, special tokens left out, and how much of a feature stands on each. The model is loaded for it, once."
+        model, tok, reading = self.load()
+        x = sites.tokenize(tok, [self.rows.text[i]], max_length=self.length)
+        h = sites.read(model, x, reading.site)[reading.site][0]
+        ids, amount = x['input_ids'][0], reading.sae.encode(h).column(feature).cpu()
+        told = ~torch.isin(ids, sites.special_ids(tok))
+        return [p for p, t in zip(views.token_texts(tok, ids), told) if t], amount[told]
+
+def reopen(out, i:int): # the folder of a run; the number of a row of its table
+    "`Opened`, from what the run has kept. Raises `BadInput` for a row that reads no features, and where what was read is gone."
+    of = Results.load(out)._at(i)[0]['of']
+    if 'model' not in of or of['row'] == 'shuffled': raise BadInput(f'row {i} ({_title(of)}) ' + ('was taught shuffled labels, as a control: open the row of the SAE beside it' if of['row'] == 'shuffled' else 'reads no features: open one of hidden states or of an SAE'))
+    job, here = _Job(ClassifyConfig(**read_json(Path(out)/'config.json')), out), {}
+    if of not in [o for o, _ in job.cells]: raise BadInput(f"{_title(of)} is no row of the configuration in {str(out)!r}: run it again")
     for k, f in job.readings(of).items():
-        if not f.is_file(): raise BadInput(f'what {_title(of)} was read from is no longer in {job.store.name!r}: run it again')
+        if not f.is_file(): raise BadInput(f'what row {i} ({_title(of)}) was read from is no longer in {job.store.name!r}: run it again')
         here[k[:2]] = _kept(f)
-    X = here[_input(of)] if here else rows.text.to_numpy(object)
-    return rows, X, s, _fit_best(dict(of, **_active(of, here)), X, pd.factorize(rows.label, sort=True)[0], s, job.S)[0]
+    X, rows, s = here[_input(of)], job.rows[of['dataset']], job.splits[of['dataset']][0]
+    code, names = pd.factorize(rows.label, sort=True)
+    probe = _fit_best(dict(of, **_active(of, here)), X, code, s, job.S)[0]
+    probe[-1].classes_ = np.asarray(names, object)[probe[-1].classes_]
+    @functools.cache
+    def load():
+        have = _Loaded(job, of['model'])
+        return have.model, have.tok, have.reading(*_input(of), of['layer'], of.get('sae'))
+    return Opened(of, rows, X, s, probe, load, job.S.length)
 
 # %% ../nbs/31_classify.ipynb #d23320c0
 def from_arrays(X,             # [rows, d], or [rows, tokens, d]; arrays or tensors

@@ -143,7 +143,7 @@ def _sources(results): # -> {name: Results}, {name: folder}
     folders = {k: Path(v) for k, v in given.items() if not isinstance(v, Results) and Path(v).is_dir()}
     return {k: v if isinstance(v, Results) else Results.load(v) for k, v in given.items()}, folders
 
-# %% ../nbs/60_dashboard.ipynb #14f5c570
+# %% ../nbs/60_dashboard.ipynb #5656a79c
 class Dashboard:
     "Results to be looked at and asked, as ipywidgets: rows side by side, one row, its tree, a feature with its texts, an audit. Every widget is an attribute."
     def __init__(self, results): # `Results`, the folder of a run, or {name: either}
@@ -152,7 +152,7 @@ class Dashboard:
         f = pd.concat([r.frame.assign(run=n) for n, r in self.results.items()])
         pick = lambda name, values: W.Dropdown(description=name, options=values, layout=W.Layout(width='auto', min_width='180px'))
         options = lambda c: [(_ANY, _ANY), *[(f'{v:g}' if isinstance(v, float) else str(v), v) for v in dict.fromkeys(f[c].dropna()) if v != '–']]
-        self.choice = {k: pick(k, options(k)) for k in ('run', 'dataset', 'model', 'layer', 'pool', 'reader') if f[k].nunique() > (k == 'run')}
+        self.choice = {k: pick(k, options(k)) for k in ('run', 'dataset', 'model', 'layer', 'pool', 'reader') if f[k].nunique() > 1}
         self.row = W.Dropdown(description='row', layout=W.Layout(width='640px'))
         self.picture, self.table = W.Image(format='png'), W.HTML()
         self.classes, self.confusion, self.tree = W.HTML(), W.Image(format='png'), W.HTML()
@@ -178,7 +178,7 @@ class Dashboard:
         _show(self.picture, plot_rows(self.results, rows))
         self.table.value = _html(classify._table(pd.concat([self.results[r].frame.loc[[i]].assign(run=r) for r, i in rows]).drop(columns=[] if len(self.results) > 1 else 'run')))
 
-# %% ../nbs/60_dashboard.ipynb #363805a4
+# %% ../nbs/60_dashboard.ipynb #06179fc3
 from fastcore.basics import patch
 
 @patch
@@ -206,7 +206,8 @@ def _show_row(self:Dashboard): # classes, confusion and tree; a row that was ope
     self.classes.value = _html(f'<h4>By class</h4>{classify._table(r.per_class(i))}{top}') if 'guess' in c or 'classes' in c else _html('')
     _show(self.confusion, plot_confusion(r.confusion(i)) if 'guess' in c else None)
     opened = self._open.get((run, i))
-    if 'tree' in c: self.tree.value = _html(opened.tree_html() if opened else f'<pre>{esc(r.tree_text(i))}</pre>')
+    from saebook.estimators import tree_html
+    if 'tree' in c: self.tree.value = _html(tree_html(opened.probe) if opened else f'<pre>{esc(r.tree_text(i))}</pre>')
     else: self.tree.value = _html('<p>This row has no tree: choose one whose reader is a tree.</p>')
     self._ready()
 

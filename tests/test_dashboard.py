@@ -19,7 +19,7 @@ def test_an_opened_row_says_what_the_table_says(run):
     out, r = run
     for i in (r.best(reader='logistic', dataset='world/en'), r.best(reader='tree', dataset='world/de'), r.best(row='hidden')):
         o, said = reopen(out, i), r.said(i)
-        assert set(said.row) == set(o.split.test) and (o.probe.predict(o.X[said.row]) == said.said.to_numpy()).all()
+        assert set(said.row) == set(o.split.test) and (o.probe.predict(o.X[said.row.to_numpy()]) == said.said.to_numpy()).all()
     f = r.frame
     with pytest.raises(BadInput, match='reads no features'): reopen(out, int(f.index[f.row == 'TF-IDF'][0]))
     with pytest.raises(BadInput, match='shuffled labels'): reopen(out, int(f.index[f.row == 'shuffled'][0]))
@@ -73,6 +73,10 @@ def test_what_a_field_cannot_do_is_said_in_it(run):
 def _free_port():
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
 
+def until(f, seconds=90):
+    end = time.time() + seconds
+    while not f(): assert time.time() < end; time.sleep(.3)
+
 @pytest.mark.browser
 def test_the_page_of_voila_answers(run, browser, tmp_path):
     pytest.importorskip('voila')
@@ -91,11 +95,11 @@ def test_the_page_of_voila_answers(run, browser, tmp_path):
         was = image.get_attribute('src')
         layers = page.get_by_label('layer')
         layers.select_option(label='2')
-        page.wait_for_function('([img, was]) => img.src != was', arg=[image.element_handle(), was], timeout=60_000)
+        until(lambda: image.get_attribute('src') != was)
         page.screenshot(path=tmp_path/'compare.png')
         page.get_by_label('reader').select_option(label='tree')
         rows = page.get_by_label('row', exact=True)
-        page.wait_for_function("s => [...s.options].every(o => o.text.includes('tree') || o.text.startsWith('majority'))", arg=rows.element_handle(), timeout=60_000)
+        until(lambda: all('tree' in o or 'majority' in o for o in rows.locator('option').all_inner_texts()))
         rows.select_option(label=next(o for o in rows.locator('option').all_inner_texts() if 'SAE,\xa0layer\xa02' in o)) # a select shows its spaces as they are
         page.get_by_role('tab', name='Tree').click()
         page.locator('pre:visible', has_text='rows').first.wait_for(timeout=60_000)

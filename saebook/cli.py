@@ -12,7 +12,7 @@ from pathlib import Path
 
 import saebook
 
-# %% ../nbs/90_cli.ipynb #5f0b8d8d
+# %% ../nbs/90_cli.ipynb #51bc1ecb
 def _parser():
     p = argparse.ArgumentParser(prog='saebook', description='Work with the features of neural networks.')
     p.add_argument('--version', action='version', version=f'saebook {saebook.__version__}')
@@ -32,30 +32,44 @@ def _parser():
     q.add_argument('--device', metavar='NAME', help='cpu, cuda, ... (default: a GPU if there is one)')
     q.add_argument('--quiet', action='store_true', help='no progress bars')
     r = sub.add_parser('run', help='run an experiment from one YAML or JSON file; its key `kind` says which')
-    r.add_argument('config', metavar='CONFIG.yaml', help='kind: ravel, erase or merge, and the fields of that experiment')
+    r.add_argument('config', metavar='CONFIG.yaml', help='kind: ravel, erase, merge or classify, and the fields of that experiment')
     r.add_argument('--out', metavar='DIR', help='folder for the results (default: runs/KIND-NAME, the name from the configuration); what is there already is gone on with')
+    r.add_argument('--extract-only', action='store_true', help='classify: read the texts with the models, and stop')
+    r.add_argument('--classify-only', action='store_true', help='classify: read nothing, use what is there')
     r.add_argument('--quiet', action='store_true', help='no progress bars')
+    d = sub.add_parser('dashboard', help='look at the results of kind: classify in a browser (needs Voila: saebook[app])')
+    d.add_argument('results', nargs='+', metavar='FOLDER', help='folders of runs')
+    d.add_argument('--port', type=int, default=8866, metavar='N', help='of the page (default: 8866)')
+    d.add_argument('--no-browser', dest='browser', action='store_false', help='do not open one')
     return p
 
-# %% ../nbs/90_cli.ipynb #d0f6e338
+# %% ../nbs/90_cli.ipynb #fc20929d
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
     print(f"{result}\n\n{result.metrics['seconds']:.0f} seconds; open {result.out/'report.html'}")
 
-KINDS = dict(ravel=('saebook.ravel', 'RavelConfig', 'run_ravel'), erase=('saebook.debias', 'EraseConfig', 'run_erase'), merge=('saebook.merge', 'MergeConfig', 'run_merge')) # module, its configuration, what runs it
+KINDS = dict(ravel=('saebook.ravel', 'RavelConfig', 'run_ravel'), erase=('saebook.debias', 'EraseConfig', 'run_erase'), merge=('saebook.merge', 'MergeConfig', 'run_merge'),
+             classify=('saebook.classify', 'ClassifyConfig', 'run_classify')) # module, its configuration, what runs it
 
-def _run(config, out, quiet):
-    from saebook.core import configured, digest, one_of, read_config
-    cfg = read_config(config)
+def _run(config, out, quiet, **only): # extract_only, classify_only
+    from saebook.core import BadInput, configured, digest, one_of, read_config
+    cfg, only = read_config(config), {k: v for k, v in only.items() if v}
     kind = one_of('kind of experiment', cfg.pop('kind', None), KINDS)
+    if only and kind != 'classify': raise BadInput(f"--{next(iter(only)).replace('_', '-')} was given with kind: {kind}, which has no such parts: it belongs to kind: classify")
     module, cls, run = KINDS[kind]
     module = importlib.import_module(module)
     cfg = configured(getattr(module, cls), cfg)
-    out = Path(out or f'runs/{kind}-{digest(asdict(cfg))[:10]}')
-    result = getattr(module, run)(cfg, out, progress=not quiet)
+    out = Path(out or Path(getattr(cfg, 'root', 'runs'))/f'{kind}-{digest(asdict(cfg))[:10]}')
+    if hasattr(module, 'plan'): print(module.plan(cfg, out), flush=True)
+    result = getattr(module, run)(cfg, out, progress=not quiet, **only)
     shown = result.round(3).to_string(index=False) if hasattr(result, 'to_string') else result
     print(f'{shown}\n\nThe results are in {out}')
+
+def _dashboard(results, port, browser):
+    from saebook.dashboard import serve
+    print(f'http://localhost:{port} (Ctrl-C to stop)', flush=True)
+    if code := serve(results, port, browser): raise SystemExit(code)
 
 def main(argv=None): # default: sys.argv
     "The `saebook` command. Returns the exit status."
@@ -65,7 +79,7 @@ def main(argv=None): # default: sys.argv
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     if not command: p.print_help(); return 2
     from saebook.core import BadInput # with torch, so only when there is work for it
-    try: dict(quickstart=_quickstart, run=_run)[command](**args)
+    try: dict(quickstart=_quickstart, run=_run, dashboard=_dashboard)[command](**args)
     except BadInput as e: print(f'saebook: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt:
         kept = 'the same call goes on from here' if command == 'run' else f"the SAE as trained so far is in {Path(args['out'])/'sae'}" if (Path(args['out'])/'sae').is_dir() else 'nothing was finished'

@@ -7,7 +7,7 @@ __all__ = ['PROFESSIONS', 'METHODS', 'load_table', 'bias_in_bios', 'balanced', '
            'top_features', 'by_cell', 'scr', 'tpp', 'scr_curve', 'tpp_curve', 'without_words', 'Comparison', 'compare',
            'EraseConfig', 'run_erase']
 
-# %% ../nbs/41_debias.ipynb #e256745c
+# %% ../nbs/41_debias.ipynb #7820ded9
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,33 +15,20 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 
 from . import erase as er, probe, sites
-from .core import BadInput, digest, one_of, out_dir, reason, write_json
+from .classify import read_table
+from .core import BadInput, digest, one_of, out_dir, write_json
 from .erase import Carried, Eraser, carried, certify_features, chosen_eraser, closed_form_eraser, fit_feature_eraser, random_eraser, text_damage
 from .sae import SAE
 from .sites import Site
 
-# %% ../nbs/41_debias.ipynb #967f5c3a
-_READERS = dict(csv=pd.read_csv, tsv=lambda p: pd.read_csv(p, sep='\t'), jsonl=lambda p: pd.read_json(p, lines=True), json=pd.read_json, parquet=pd.read_parquet)
-
-def _frame(source, split):
-    path = Path(source)
-    if path.is_file():
-        read = _READERS.get(path.suffix[1:].lower())
-        if read is None: raise BadInput(f'{str(source)!r} is no table that is read here: give one of {", ".join("." + k for k in _READERS)}')
-        try: return read(path)
-        except Exception as e: raise BadInput(f'{str(source)!r} could not be read as a table: {reason(e)}') from e # pandas raises many kinds
-    if not path.is_dir() and not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(source)): raise BadInput(f'there is no {str(source)!r}: give a table, a folder of a data set, or organisation/name of one on the hub')
-    import datasets
-    try: return datasets.load_dataset(str(source), split=split).to_pandas()
-    except Exception as e: raise BadInput(f'{str(source)!r} could not be loaded as a data set, split {split!r}: {reason(e)}') from e
-
+# %% ../nbs/41_debias.ipynb #b463850d
 def load_table(source,            # a .csv, .tsv, .json, .jsonl or .parquet file, a data set's folder, or its name on the hub
                text:str='text', concept:str='gender', task:str|None='profession', # its columns
                group:str|None=None, # whose rows stay together; None: `group`, if there is one, else each text by itself
                split:str='train',   # of a data set
                names:dict|None=None): # {column: {value in the table: name}}, or a list of names by number
     "A frame with the columns text, gender, profession (as the columns are called) and group. Rows without a text, concept or task are left out."
-    df = _frame(source, split)
+    df = read_table(source, split, named=False)
     for c in filter(None, (text, concept, task, group)): er._has(df, c)
     out = df[[c for c in (text, concept, task) if c]].copy()
     if 'group' in (text, concept, task): raise BadInput("a column 'group' was given as text, concept or task: that name is kept for who belongs together, call the column otherwise")

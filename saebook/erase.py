@@ -7,7 +7,7 @@ __all__ = ['Carried', 'carried', 'carried_rows', 'reconstruction_gate', 'Eraser'
            'closed_form_eraser', 'scrub', 'oracle', 'chosen_eraser', 'random_eraser', 'fold', 'Certificate',
            'certify_features', 'certify', 'text_damage', 'certify_eraser']
 
-# %% ../nbs/40_erase.ipynb #86563008
+# %% ../nbs/40_erase.ipynb #3b0eabd2
 import contextlib, copy, math, re, warnings
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -17,7 +17,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.meta import delegates
 from tqdm.auto import tqdm
 
-from . import core, intervene as iv, metrics, probe, sites, views
+from . import core, intervene as iv, metrics, probe, readings, sites, views
 from .core import BadInput, digest, one_of, out_dir, read_json, write_json
 from .intervene import BinaryMask, Featurizer, FixedMask, Intervention, Neurons, Rotation, SAEFeaturizer, Subspace
 from .sae import SAE
@@ -65,7 +65,7 @@ def _stacked(rows, S, W, at): # S: sums over tokens of them [d], of their produc
     total, products, n = S
     return Carried(X, torch.stack(R), torch.stack([f.float() for f in F]), torch.stack(s).view(-1), W.detach().cpu().double(), level, products/n - torch.outer(total, total)/n**2)
 
-# %% ../nbs/40_erase.ipynb #0ce6936c
+# %% ../nbs/40_erase.ipynb #4301f6a5
 @torch.no_grad()
 def carried(model, tokenizer, texts, at:Site, featurizer=None, # an SAE, a `Featurizer`, or None for neurons
             pool:str='mean', # over a text's tokens; or 'last', its last one
@@ -74,7 +74,7 @@ def carried(model, tokenizer, texts, at:Site, featurizer=None, # an SAE, a `Feat
     one_of('pooling', pool, ('mean', 'last'))
     f, texts = _featurizer(featurizer, sites.width(model, at)), list(texts)
     out, W, S = [None]*len(texts), f.written(), [0, 0, 0]
-    for rows, use, read in probe._read(model, tokenizer, texts, at, batch, length, progress):
+    for rows, use, read in readings._read(model, tokenizer, texts, at, batch, length, progress):
         h = read[at][use.to(read[at].device)].double().cpu()
         S = [a + b for a, b in zip(S, (h.sum(0), h.T @ h, len(h)))]
         for i, h, keep in zip(rows, read[at], use): # a text at a time: features are many

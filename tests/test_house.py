@@ -10,6 +10,7 @@ modules = sorted(f.stem for f in root.glob('saebook/*.py') if not f.name.startsw
 per_notebook = pytest.mark.parametrize('fn', notebooks, ids=lambda f: f.relative_to(root/'nbs').as_posix())
 per_module = pytest.mark.parametrize('name', modules)
 heavy = 'nnsight datasets sklearn matplotlib ipywidgets tensorboard wandb'.split()
+own_heavy = dict(estimators={'sklearn'}) # a class of scikit-learn's can only be written where scikit-learn is loaded; nothing imports these modules before it needs them
 
 def text(o): return o if isinstance(o, str) else ''.join(o)
 def load(fn): return json.loads(fn.read_text(encoding='utf-8'))
@@ -111,7 +112,7 @@ def test_the_import_is_light(name):
     r = subprocess.run([sys.executable, '-c', f'import saebook.{name}, sys; print(*sorted(m for m in {heavy} if m in sys.modules))'],
                        cwd=root, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
-    assert not r.stdout.strip(), f'loaded by `import saebook.{name}`: {r.stdout}'
+    assert not set(r.stdout.split()) - own_heavy.get(name, set()), f'loaded by `import saebook.{name}`: {r.stdout}'
 
 def test_the_package_itself_loads_nothing():
     r = subprocess.run([sys.executable, '-c', "import saebook, sys; print('torch' in sys.modules)"], cwd=root, capture_output=True, text=True)

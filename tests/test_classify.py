@@ -1,0 +1,335 @@
+"Classification: real text with known bars, one file in, equal tables out, killed and resumed, other languages and other models."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest, torch
+
+from saebook import classify, metrics, readings, sites
+from saebook.classify import ClassifyConfig, Results, Settings, Split, class_scores, confusion, f1_interval, from_arrays, judge, labelled, macro_f1, make_splits, paired_difference, plan, read_table, run_classify, transfer
+from saebook.cli import main
+from saebook.core import BadInput, configured, read_config, read_json, write_json
+from saebook.sae import SAE
+
+TFIDF = dict(row='TF-IDF', reader='logistic')
+
+def sib(shared, *languages):
+    return {l: labelled(read_table(shared(f'data/sib200/{l}.csv')), id='id', split='split', name=l) for l in languages}
+
+# --- the known bars
+
+def test_letters_know_seven_topics_of_real_text(shared):
+    rows, = sib(shared, 'eng_Latn').values()
+    r = judge(rows.text, rows, make_splits(rows), TFIDF)
+    assert r['f1'] == pytest.approx(.712, abs=.02) and r['low'] < .69 < .73 < r['high']
+    assert judge(None, rows, make_splits(rows), dict(row='majority', reader='–'))['f1'] == pytest.approx(.057, abs=.001)
+
+def test_letters_know_twelve_intents(shared):
+    rows = labelled(read_table(shared('data/banking77/banking77_12.csv')), id='id', split='split')
+    assert judge(rows.text, rows, make_splits(rows), TFIDF)['f1'] == pytest.approx(.940, abs=.02)
+
+def test_letters_carry_a_little_from_english(shared):
+    tables = sib(shared, 'eng_Latn', 'deu_Latn', 'fra_Latn')
+    m = transfer(tables, {}).set_index(['source', 'target'])
+    assert m.f1['eng_Latn', 'deu_Latn'] == pytest.approx(.35, abs=.03) and m.f1['eng_Latn', 'fra_Latn'] == pytest.approx(.41, abs=.03)
+    alone = judge(tables['deu_Latn'].text, tables['deu_Latn'], make_splits(tables['deu_Latn']), TFIDF)
+    assert m.f1['deu_Latn', 'deu_Latn'] == alone['f1'] # the diagonal is the ordinary experiment
+    assert .4 < m.ratio['eng_Latn', 'deu_Latn'] < .6 and m.ratio['eng_Latn', 'eng_Latn'] == 1
+
+def test_a_script_without_spaces_is_read_by_characters():
+    assert classify.tfidf(['我们去北京', '天气很好']).analyzer == 'char' and classify.tfidf(['we go to Paris', 'vélo à Москва']).analyzer == 'char_wb'
+
+# --- an experiment of a file, on a real small model
+
+YAML = """
+settings: {cv: null, readers: [logistic], C: [0.1, 10], batch_size: 32, length: 96}
+models:
+  - {name: %(model)s, saes: {2: [%(sae)s]}}
+datasets:
+  - {path: %(table)s, id_field: id, split_field: split, limit: 500}
+classification_params: {top_n_values: [0, 5], binarize_values: [null]}
+"""
+
+@pytest.fixture(scope='module')
+def setting(tmp_path_factory, shared):
+    "A file, its model, an SAE of it, and a table: (folder, text of the file)."
+    d = tmp_path_factory.mktemp('classify')
+    SAE(64, 256, k=8, seed=1).save_pretrained(d/'sae')
+    read_table(shared('data/sib200/eng_Latn.csv')).to_csv(d/'eng.csv', index=False)
+    return d, YAML % dict(model=shared('models/stories260K'), sae=d/'sae', table=d/'eng.csv')
+
+def config(folder, text, name='c.yaml'):
+    (folder/name).write_text(text, encoding='utf-8')
+    return configured(ClassifyConfig, {k: v for k, v in read_config(folder/name).items() if k != 'kind'})
+
+def calls(f):
+    "What `f` gives, and the number of forward passes that reading took."
+    n, read = [], sites.read
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sites, 'read', lambda model, inputs, *a, **kw: n.append(isinstance(inputs, dict)) or read(model, inputs, *a, **kw))
+        return f(), sum(n) # a tensor of one token is read to learn a width
+
+@pytest.fixture(scope='module')
+def run(setting):
+    d, text = setting
+    asked = plan(config(d, text), d/'run')
+    found, n = calls(lambda: run_classify(config(d, text), d/'run', progress=False))
+    return asked, found, n
+
+def test_the_plan_says_what_reading_costs(run):
+    asked, found, n = run
+    assert n == asked.reading.passes.sum() and asked.counts == {'done': 0, 'to do': len(found.cells), 'failed': 0}
+    assert asked.reading.texts.sum() == 500 and 500*10 < asked.reading.tokens.sum() < 500*96
+
+def test_every_table_has_every_row(run):
+    _, found, _ = run
+    assert set(found.frame.row) == set(classify.ROWS) and not found.failed
+    f = found.frame.set_index(['row', 'pool'])
+    assert f.f1['hidden', 'sum'] > .1 and f['size']['random SAE', 'top 5'] == f['size']['SAE', 'top 5'] == 256
+    for i, c in enumerate(found.cells): # what stands in the table is what was said
+        said = found.said(i)
+        names = found.datasets['eng']['classes']
+        code = {c: j for j, c in enumerate(names)}
+        scores = [macro_f1(s.true.map(code).to_numpy(), s.said.map(code).to_numpy(), 7) for _, s in said.groupby('repeat')]
+        assert np.mean(scores) == pytest.approx(c['f1'])
+
+def test_shuffled_labels_leave_chance(run):
+    "Macro F1 of saying classes at random, as often as they are said and are true."
+    _, found, _ = run
+    for i in found.frame.index[found.frame.row == 'shuffled']:
+        M = found.confusion(i).to_numpy()
+        p, q = M.sum(1)/M.sum(), M.sum(0)/M.sum()
+        assert found.frame.f1[i] == pytest.approx(np.divide(2*p*q, p + q).mean(), abs=.05) and found.frame.f1[i] == pytest.approx(1/7, abs=.05)
+
+def test_the_same_file_twice_gives_equal_tables(tmp_path, setting, run):
+    d, text = setting
+    again = run_classify(config(d, text), tmp_path/'again', progress=False)
+    assert again.frame.equals(run[1].frame) and again.cells == run[1].cells
+    assert (tmp_path/'again'/'results.csv').read_bytes() == (d/'run'/'results.csv').read_bytes()
+
+def test_rows_in_another_order_give_equal_tables(tmp_path, setting, run):
+    d, text = setting
+    pd.read_csv(d/'eng.csv').sample(frac=1, random_state=3).to_csv(tmp_path/'eng.csv', index=False)
+    other = run_classify(config(tmp_path, text.replace(str(d/'eng.csv'), str(tmp_path/'eng.csv'))), tmp_path/'run', progress=False)
+    assert other.frame.equals(run[1].frame)
+
+def test_a_row_more_costs_only_that_row(setting, run):
+    d, text = setting
+    more = config(d, text.replace('binarize_values: [null]', 'binarize_values: [null, 1.0]'))
+    assert plan(more, d/'run').counts == {'done': len(run[1].cells), 'to do': 6, 'failed': 0}
+    found, n = calls(lambda: run_classify(more, d/'run', progress=False))
+    assert n == 0 and len(found.cells) == len(run[1].cells) + 6
+
+killed = """
+import os, sys
+from saebook import classify, sites
+from saebook.core import configured, read_config
+log, read, judge, die = sys.argv[3], sites.read, classify.judge, int(sys.argv[4])
+def note(what):
+    with open(log, 'a') as f: f.write(what + '\\n')
+def reading(model, inputs, *a, **kw):
+    if isinstance(inputs, dict): note('pass')
+    return read(model, inputs, *a, **kw)
+def judging(*a, **kw):
+    r = judge(*a, **kw); note('row')
+    if open(log).read().count('row') == die: os.kill(os.getpid(), 9)
+    return r
+sites.read, classify.judge = reading, judging
+classify.run_classify(configured(classify.ClassifyConfig, read_config(sys.argv[1])), sys.argv[2], progress=False)
+"""
+
+def test_killed_and_resumed_is_equal_and_reads_nothing_twice(tmp_path, setting, run):
+    d, text = setting
+    (tmp_path/'c.yaml').write_text(text); (tmp_path/'go.py').write_text(killed)
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(Path(classify.__file__).resolve().parents[1]))
+    go = lambda die: subprocess.run([sys.executable, str(tmp_path/'go.py'), str(tmp_path/'c.yaml'), str(tmp_path/'run'), str(tmp_path/'log'), str(die)], env=env, capture_output=True, text=True, timeout=300)
+    assert go(7).returncode == -signal.SIGKILL and not (tmp_path/'run'/'results.json').exists()
+    last = go(0)
+    assert last.returncode == 0, last.stderr[-2000:]
+    log = (tmp_path/'log').read_text().split()
+    assert log.count('pass') == run[2] and log.count('row') == len(run[1].cells) + 1 # the one whose file was not yet written
+    assert Results.load(tmp_path/'run').frame.equals(run[1].frame)
+
+def test_the_command_line_reads_and_classifies_apart(tmp_path, setting, capsys):
+    d, text = setting
+    (tmp_path/'c.yaml').write_text('kind: classify\n' + text.replace('top_n_values: [0, 5]', 'top_n_values: [0]').replace('limit: 500', 'limit: 120'))
+    go = lambda *a: (main(['run', str(tmp_path/'c.yaml'), '--out', str(tmp_path/'run'), '--quiet', *a]), capsys.readouterr())
+    code, said = go('--classify-only')
+    assert code == 2 and 'has not been read with' in said.err and said.err.count('\n') == 1
+    assert go('--extract-only', '--classify-only')[0] == 2
+    code, said = go('--extract-only')
+    assert code == 0 and 'to be read: nothing' in said.out and not (tmp_path/'run'/'results.json').exists()
+    (code, said), n = calls(lambda: go('--classify-only'))
+    assert code == 0 and n == 0 and 'random SAE' in said.out and (tmp_path/'run'/'report.html').is_file()
+
+def test_a_reader_of_real_depth(tmp_path, setting):
+    d, text = setting
+    cfg = config(tmp_path, text.replace('readers: [logistic]', 'readers: [tree], tree_depth: 3, prune: [0]').replace('top_n_values: [0, 5]', 'top_n_values: [0]'))
+    found = run_classify(cfg, tmp_path/'run', progress=False)
+    trees = [found.tree(i) for i in range(len(found.cells)) if 'tree' in found.cells[i]]
+    assert max(t.depth.max() for t in trees) == 3
+    i = found.best(reader='tree')
+    assert found.tree_text(i).count('\n') + 1 == len(found.tree(i)) and found.tree(i).query('depth == 0').samples.item() == found.tree(i)[found.tree(i).feature.isna()].samples.sum()
+
+def test_the_page_stands_alone(tmp_path, run, browser):
+    page, outside = browser.new_page(), []
+    page.on('request', lambda r: outside.append(r.url) if not r.url.startswith('file:') else None)
+    errors = []; page.on('pageerror', lambda e: errors.append(str(e)))
+    page.goto(run[1].to_html(tmp_path/'r.html').resolve().as_uri())
+    assert not outside and not errors and page.locator('svg').count() == 1 and page.locator('table').count() >= 2
+    page.locator('summary').last.click()
+    assert 'science/technology' in page.locator('details').last.inner_text()
+
+def test_results_of_a_wide_probe_are_small(tmp_path):
+    g, y = np.random.default_rng(0), np.arange(1000) % 5
+    from scipy import sparse
+    X = sparse.random(1000, 16384, .02, 'csr', dtype=np.float32, random_state=0, data_rvs=lambda n: g.exponential(size=n).astype(np.float32)) + sparse.csr_matrix((np.ones(1000, np.float32)*2, (range(1000), y)), (1000, 16384))
+    rows = labelled(pd.DataFrame(dict(label=[f'class {c}' for c in y], id=range(1000))), text=None, id='id')
+    i = rows.id.astype(int).to_numpy()
+    cells = [judge(X[i], rows, s := make_splits(rows), dict(dataset='wide', row='SAE', reader=r), Settings(C=[1.], prune=[0.])) for r in ('logistic', 'tree')]
+    path = Results(cells, dict(wide=classify._data_record('wide', rows, s))).save(tmp_path/'r.json')
+    assert path.stat().st_size < 50_000, path.stat().st_size
+    back = Results.load(path)
+    assert {back.top(0, 1).set_index('class').input[f'class {c}'] for c in range(5)} <= set(range(5)) and back.frame.f1[0] > .9
+
+# --- splits and intervals
+
+def test_repeated_and_grouped_splits():
+    g = np.random.default_rng(0)
+    df = pd.DataFrame(dict(id=range(600), text=[f't{i}' for i in range(600)], label=g.choice(list('aaabbc'), 600), group=g.integers(90, size=600)))
+    rows = labelled(df, id='id', group='group')
+    splits = make_splits(rows, cv=5, seeds=(0, 1, 2))
+    assert len(splits) == 15
+    share = rows.label.value_counts(normalize=True)
+    for s in splits:
+        assert not set(rows.group[s.test]) & set(rows.group[s.known]) and not set(rows.group[s.fit]) & set(rows.group[s.dev])
+        assert (rows.label[s.test].value_counts(normalize=True) - share).abs().max() < .05
+    assert set(map(tuple, (sorted(s.test) for s in splits[:5]))) != set(map(tuple, (sorted(s.test) for s in splits[5:10])))
+    held, = make_splits(rows, test_size=.4)
+    assert len(held.test)/600 == pytest.approx(.4, abs=.02)
+
+def test_intervals_hold_what_they_promise():
+    "A classifier that is right with a known probability by class; its macro F1 in an endless sample is known."
+    k, share, right = 3, np.array([.5, .3, .2]), np.array([.9, .7, .5])
+    def draw(n, g):
+        y = g.choice(k, n, p=share)
+        return y, np.where(g.random(n) < right[y], y, (y + g.integers(1, k, n)) % k)
+    true = macro_f1(*draw(2_000_000, np.random.default_rng(0)), k)
+    inside = 0
+    for seed in range(200):
+        y, said = draw(150, np.random.default_rng([1, seed]))
+        low, high = f1_interval(y, said, k, np.arange(150), 400)
+        inside += low <= true <= high
+    assert inside/200 >= .88, inside/200
+
+def test_differences_are_paired():
+    g = np.random.default_rng(0)
+    y = g.integers(2, size=500); a = np.where(g.random(500) < .7, y, 1 - y); b = a.copy(); b[:20] = y[:20] # better on a few rows
+    d, low, high = paired_difference(y, b, a, 2, np.arange(500))
+    one = f1_interval(y, a, 2, np.arange(500))
+    assert 0 <= low <= d <= high and high - low < .5*(one[1] - one[0])
+    assert paired_difference(y, a, a, 2, np.arange(500)) == (0, 0, 0)
+    assert classify.nadeau_bengio([0, 0, 0], 400, 100) == 1 and classify.nadeau_bengio([.2, .21, .19, .2, .2], 400, 100) < .001 and np.isnan(classify.nadeau_bengio([.1], 4, 1))
+
+# --- what cannot be done
+
+@pytest.mark.parametrize('change, says', [
+    (('batch_size', 'batch_sizes'), "unknown key of settings 'batch_sizes'"), (('length: 96', 'cv_folds: 5'), "the key 'cv_folds' of settings does nothing: write cv"), (('limit: 500', 'batch_size: 2'), "the key 'batch_size' of datasets[0] does nothing"),
+    (('id_field: id', 'id_field: idd'), "did you mean 'id'"), (('split_field: split', 'text_field: body'), "unknown column of 'eng', text_field 'body'"), (('split_field: split', 'split_field: label'), 'give one of train'), (('[null]}', '[null]}\nbanana: 1'), "unknown key of ClassifyConfig 'banana'"),
+    (('limit: 500', 'label_field: id, id_field: null'), 'in test and not in train'), (('top_n_values: [0, 5]', 'top_n_values: [-2]'), 'top_n -2'), (('saes: {2: [', 'saes: {x: ['), "unknown layer of saes"), (('C: [0.1, 10]', 'C: []'), 'C [] of settings'), (('C: [0.1, 10]', 'C: [1e-3]'), 'which YAML reads as a number'), (('/eng.csv', '/none.csv'), "there is no"), (('- {path', '- {name: a/b, path'), 'give a name on the hub or a path')])
+def test_a_wrong_file_is_told_in_one_sentence(tmp_path, setting, change, says):
+    text = setting[1].replace(*change, 1)
+    assert text != setting[1]
+    with pytest.raises(BadInput) as e: plan(config(tmp_path, text), tmp_path/'run')
+    assert says in str(e.value) and '\n' not in str(e.value), e.value
+
+def test_a_data_set_in_the_hubs_layout(tmp_path):
+    d = tmp_path/'set'; d.mkdir()
+    for s, n in dict(train=40, validation=12, test=12).items(): (d/f'{s}.jsonl').write_text('\n'.join(json.dumps(dict(prompt=f'{w} {i} {s}', type=w)) for i in range(n//2) for w in ('good', 'bad')))
+    write = lambda split: f"settings: {{readers: [logistic], C: [1]}}\ndatasets:\n  - {{name: {d}, config_name: '', split: {split}, text_field: prompt, label_field: type}}\n"
+    parts = run_classify(config(tmp_path, write('[train, validation, test]')), tmp_path/'parts', progress=False)
+    assert parts.frame.row.tolist() == ['majority', 'TF-IDF'] and parts.frame.f1[1] == 1 and len(parts.said(1)) == 12
+    folds = run_classify(config(tmp_path, write('train')), tmp_path/'folds', progress=False)
+    assert len(folds.said(1)) == 40
+
+# --- MOSAIC's results, other models, other kinds of input
+
+def mosaic(path, f1=.5059, hidden=False):
+    probe = dict(performance=dict(accuracy=.55, cross_validation=dict(mean_accuracy=.541, std_accuracy=.016, fold_scores=[.54]*5)), class_metrics={c: dict(precision=.5, recall=.5, f1_score=f1, support=50.) for c in ('Correct', 'Incorrect')},
+                 aggregated_metrics={'macro avg': dict(precision=.5, recall=.5, f1_score=f1, support=100.)}, feature_analysis=dict(importance_scores=[0.]*10, top_features=[dict(index=3, score=.7, name='Feature 3')]))
+    return write_json(path, dict(metadata=dict(model=dict(name='google/gemma-2-2b', layer=12, type='llm'), dataset=dict(name='AIM-Harvard/google_gemma_2_2b_boolq', hidden=hidden), training=dict(test_size=.2, random_state=42, cv_folds=5),
+                                           args=dict(top_n=20, binarize_value=None, width='16k', dataset_split='train', dataset_config_name=None), timestamp='2025-01-10T15:54:12', class_names=['Correct', 'Incorrect']), models=dict(linearProbe=probe)))
+
+def test_mosaics_results_stand_in_the_same_table(tmp_path):
+    mosaic(tmp_path/'boolq'/'layer_12'/'sae_classifier_results.json'); mosaic(tmp_path/'boolq'/'layer_12'/'hidden_classifier_results.json', .6, True)
+    r = Results.from_mosaic(tmp_path)
+    f = r.frame.set_index('row')
+    assert f.f1['SAE'] == .5059 and f.pool['SAE'] == 'top 20' and f.sae['SAE'] == '16k' and f.layer['hidden'] == 12 and f.low.isna().all()
+    i = list(r.frame.row).index('SAE')
+    assert '0.506' in r._repr_html_() and r.per_class(i).f1.tolist() == [.5059]*2 and r.top(i).input.tolist() == [3]
+    assert Results.load(r.save(tmp_path/'r.json')).frame.equals(r.frame) and 'boolq' in r.to_html(tmp_path/'r.html').read_text()
+    with pytest.raises(BadInput, match='imported with its scores alone'): r.confusion(i)
+    with pytest.raises(BadInput, match='use Results.from_mosaic'): Results.load(tmp_path/'boolq'/'layer_12'/'sae_classifier_results.json')
+    (tmp_path/'x_classifier_results.json').write_text('{"metadata": {}}')
+    with pytest.raises(BadInput, match='not in the form'): Results.from_mosaic(tmp_path/'x_classifier_results.json')
+
+def test_image_tokens_of_a_vision_language_model_go_through_a_text_sae():
+    "A small random LLaVA: images that are bright at one side, its image tokens at a block of the language model, an SAE of that block."
+    import transformers as tf
+    torch.manual_seed(0)
+    text = tf.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4)
+    vision = tf.CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
+    model = tf.LlavaForConditionalGeneration(tf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)).eval()
+    g = torch.Generator().manual_seed(0)
+    side = torch.arange(60) % 2
+    images = torch.randn(60, 3, 16, 16, generator=g)*.1
+    images[side == 0, :, :, :8] += 2; images[side == 1, :, :, 8:] += 2
+    n = 4 # patches
+    ids = torch.tensor([[1] + [5]*n + [7, 8]]).expand(60, -1)
+    at = sites.site(model.model.language_model, 1)
+    h = sites.read(model, dict(input_ids=ids, pixel_values=images, attention_mask=torch.ones_like(ids)), sites.Site(f'model.language_model.{at.path}'))
+    h, = h.values()
+    r = from_arrays(h, ['left' if s == 0 else 'right' for s in side], SAE(32, 128, k=8), ids == 5, ['mean', 'count', 'top 2'], settings=Settings(readers=['logistic'], C=[1.], cv=3), name='images')
+    assert h.shape == (60, 7, 32) and set(r.frame.row) == set(classify.ROWS) - {'TF-IDF'} and r.frame.f1[r.frame.row == 'hidden'].min() > .9
+    with pytest.raises(BadInput, match='an SAE of width 16 was given for activations of width 32'): from_arrays(h, side.tolist(), SAE(16, 32, k=2))
+
+def test_transfer_never_judges_a_translation(shared):
+    tables = sib(shared, 'eng_Latn', 'deu_Latn')
+    both = {l: t.iloc[::2] if l == 'eng_Latn' else t for l, t in tables.items()}
+    both = {l: t.assign(split='').reset_index(drop=True) for l, t in both.items()} # dealt out by id, in both languages alike
+    m = transfer(both, {}, Settings(C=[10.], test_size=.3), shots=(0, 5))
+    assert (m.test > 0).all() and m.set_index(['source', 'target', 'shots']).f1['eng_Latn', 'deu_Latn', 5] > m.set_index(['source', 'target', 'shots']).f1['eng_Latn', 'deu_Latn', 0]
+    with pytest.raises(BadInput, match='whose table has 1004'): transfer(tables, dict(SAE={'eng_Latn': np.zeros((1004, 2)), 'deu_Latn': np.zeros((3, 2))}))
+
+@pytest.mark.slow
+def test_real_sentences_in_three_languages(shared):
+    "sib200 through a small model of English stories and an SAE trained on them: letters are the bar, and what is above it or not is only told."
+    from saebook import cache
+    from saebook.train import TrainConfig, train_sae
+    model, tok = sites.load_model(shared('models/stories260K'))
+    at = sites.site(model, 2)
+    acts = cache.activations(model, cache.contexts(tok, cache.read_documents(shared('data/tinystories/small.txt'))[:400]), at, progress=False)
+    sae = train_sae(SAE(64, 512, k=16, site=at), acts, TrainConfig(steps=600), progress=False).sae.eval()
+    tables = sib(shared, 'eng_Latn', 'deu_Latn', 'fra_Latn')
+    read = lambda t: readings.collect(model, tok, list(t.text), dict(hidden=readings.Reading(at), SAE=readings.Reading(at, sae)), progress=False)
+    got = {l: read(t) for l, t in tables.items()}
+    m = transfer(tables, {r: {l: got[l][r] for l in tables} for r in ('hidden', 'SAE')}, Settings(C=[.1, 1., 10., 100.]))
+    print(m.pivot_table(index=['source', 'target'], columns='row', values='f1', sort=False).round(3).to_string())
+    f = m.set_index(['row', 'source', 'target']).f1
+    assert f['TF-IDF', 'eng_Latn', 'deu_Latn'] == pytest.approx(.35, abs=.03) and f['TF-IDF', 'eng_Latn', 'fra_Latn'] == pytest.approx(.41, abs=.03)
+    assert len(m) == 27 and (m.fit == 800).all() and (m.test == 204).all() and f['hidden', 'eng_Latn', 'eng_Latn'] > .2
+
+def test_fewer_features_are_used_with_l1(run, setting):
+    d, _ = setting
+    o = classify.reopen(d/'run', run[1].best())
+    rows, X, s = o.rows, o.X, o.split
+    used = lambda **kw: (classify._fit_best(dict(row='SAE', reader='logistic'), X, pd.factorize(rows.label, sort=True)[0], s, Settings(C=[1.], **kw))[0][-1].coef_ != 0).mean()
+    assert used(penalty='l1') < .5*used()
+
+def test_gemma_scope_is_found_by_width(monkeypatch):
+    import huggingface_hub
+    files = [f'layer_12/width_16k/average_l0_{n}/params.npz' for n in (22, 82, 176, 41)] + ['layer_12/width_65k/average_l0_99/params.npz', 'layer_1/width_16k/average_l0_100/params.npz']
+    monkeypatch.setattr(huggingface_hub, 'list_repo_files', lambda repo: files)
+    assert classify._gemma_scope('google/gemma-2-2b', 'res', 12, '16k') == 'google/gemma-scope-2b-pt-res:layer_12/width_16k/average_l0_82'
+    assert classify._which('google/gemma-scope-2b-pt-res:layer_12/width_16k/average_l0_82') == ('google/gemma-scope-2b-pt-res', 'layer_12/width_16k/average_l0_82')
+    with pytest.raises(BadInput, match='has no layer_3/width_16k'): classify._gemma_scope('google/gemma-2-2b', 'res', 3, '16k')
+    with pytest.raises(BadInput, match='give saes'): classify._gemma_scope('gpt2', 'res', 3, '16k')

@@ -143,7 +143,7 @@ def make_splits(rows,        # a frame as `labelled` gives
         for p in range(len(shares) if test_size is None else 1): out.append(inner(np.flatnonzero(part != p), np.flatnonzero(part == p), seed, i))
     return out
 
-# %% ../nbs/31_classify.ipynb #b7c62242
+# %% ../nbs/31_classify.ipynb #bdc93b44
 def confusion(truth, guess, k:int, weight=None): # [rows] numbers of classes, -1 in guess: not judged; classes; [rows]
     "How often each class was taken for each: [k, k], a row a true class."
     ok = np.asarray(guess) >= 0
@@ -176,6 +176,7 @@ def _draws(truth, guess, k, groups, n): # macro F1 in each of n draws of groups,
         out = out + np.divide(2*hit, all_, out=np.zeros_like(all_), where=all_ > 0).sum(1)/np.maximum((all_ > 0).sum(1), 1)
     return out/len(guess)
 
+# %% ../nbs/31_classify.ipynb #f63176d4
 def f1_interval(truth, guess, k:int, groups, n:int=1000): # as `macro_f1`; [rows] whatever names the group of a row
     "The 95 % interval (low, high) of `macro_f1` over draws of whole groups; NaN for one group. Rows that nobody judged have no say."
     on = (np.atleast_2d(guess) >= 0).any(0)
@@ -254,7 +255,7 @@ def _fit_best(of, X, y, s, S): # -> the fitted pipeline, what was chosen, its sc
         pipe = _probe(of, X[s.known], S, **best[1]).fit(X[s.known], y[s.known])
     return pipe, ', '.join(f'{k}={v:g}' for k, v in best[1].items()), best[0]
 
-# %% ../nbs/31_classify.ipynb #de15b80e
+# %% ../nbs/31_classify.ipynb #66e2d1b8
 LOCATIONS = dict(res='resid_post', mlp='mlp', att='attn') # MOSAIC's word: ours
 
 _DEAD = dict( # keys that MOSAIC's files or flags have and that mean nothing, there or here: what to write
@@ -269,6 +270,7 @@ def _whole(where, k, v, least=1, none=False):
 
 def _list(v): return v if isinstance(v, list) else [] if v is None else [v]
 
+# %% ../nbs/31_classify.ipynb #e93d82be
 @dataclass
 class Settings:
     "The block `settings`."
@@ -312,7 +314,7 @@ class Settings:
         if self.test_size and self.cv: raise BadInput(f'test_size {self.test_size} and cv {self.cv} of settings were given: a share is held out or folds are made, leave one out')
         if self.store and self.base_save_dir: raise BadInput('store and base_save_dir of settings were given: they mean the same, leave one out')
 
-# %% ../nbs/31_classify.ipynb #d7e385b6
+# %% ../nbs/31_classify.ipynb #5dbd88c3
 @dataclass
 class ModelSpec:
     "An entry of the block `models`."
@@ -335,6 +337,7 @@ class ModelSpec:
         if isinstance(self.saes, dict) and self.layers is not None and (more := set(self.saes) - set(self.layers)): raise BadInput(f'saes of model {self.name!r} has layer {sorted(more)[0]}, and layers are {self.layers}: give it there too')
         if isinstance(self.saes, dict) and self.layers is None: self.layers = sorted(self.saes)
 
+# %% ../nbs/31_classify.ipynb #492a4212
 @dataclass
 class DataSpec:
     "An entry of the block `datasets`."
@@ -358,6 +361,7 @@ class DataSpec:
 
     title = property(lambda self: (str(self.name or Path(self.path).stem)) + (f'/{self.config_name}' if self.config_name else '') + ('' if self.split in ('train', '') or isinstance(self.split, list) or self.path or self.name == 'world' else f'/{self.split}'))
 
+# %% ../nbs/31_classify.ipynb #df5676a3
 @dataclass
 class Params:
     "The block `classification_params`."
@@ -700,7 +704,7 @@ def to_html(self:Results, path, title='Classification'):
     with atomic(path) as tmp: tmp.write_text(html_page(title, body, _CSS, lead), encoding='utf-8')
     return Path(path)
 
-# %% ../nbs/31_classify.ipynb #e762d3bd
+# %% ../nbs/31_classify.ipynb #57a2e5e9
 def _print_of(name): # a model, an SAE: what tells it from another of the same name, without loading it
     path = Path(str(name))
     if not path.exists(): return str(name)
@@ -749,6 +753,7 @@ def _site_of(name, sae):
     if sae.site is None: raise BadInput(f'the SAE {name!r} does not know where it reads: give saes by layer, saes: {{LAYER: {name}}}')
     return sae.site
 
+# %% ../nbs/31_classify.ipynb #63e78232
 def _ofs(base, S, pools, features, sae): # the rows that are read at one place; sae None: hidden states alone
     on = lambda r: r in S.controls
     if on('hidden'): yield from (dict(base, pool=p, row='hidden', reader=r) for p in dict.fromkeys(_plain_pool(p) for p, _ in pools) for r in S.readers)
@@ -895,7 +900,7 @@ class _Loaded: # a model with its SAEs, loaded once and only if something is rea
         if kind == 'random SAE': sae = self.have.setdefault(('random', name, layer), random_like(sae, _BLANK + self.job.S.seeds[0]))
         return Reading(at, sae, *_pooling(pool))
 
-# %% ../nbs/31_classify.ipynb #4064c5c0
+# %% ../nbs/31_classify.ipynb #ec7492a2
 def _kept(path): # an array or CSR
     from scipy import sparse
     with np.load(path, allow_pickle=False) as z: return z['dense'] if 'dense' in z else sparse.csr_matrix((z['data'], z['indices'], z['indptr']), z['shape'])
@@ -928,6 +933,7 @@ def _cell(job, of, made): # made: arrays of this data set and model that are in 
     here = {k[:2]: made[k] for k in at}
     return judge(here[_input(of)], rows, splits, dict(of, **_active(of, here)), job.S)
 
+# %% ../nbs/31_classify.ipynb #44f6dce2
 def run_classify(cfg:ClassifyConfig, out, # a folder; what is there is gone on with
                  progress:bool=True,
                  extract_only:bool=False,  # read, and stop
@@ -1035,7 +1041,7 @@ def from_arrays(X,             # [rows, d], or [rows, tokens, d]; arrays or tens
         cells.append(judge(made[_input(of)], rows, splits, dict(of, **_active(of, made)), S))
     return Results(cells, {name: _data_record(name, rows, splits)}, config=dict(settings=redacted(asdict(S))))
 
-# %% ../nbs/31_classify.ipynb #1589a8e0
+# %% ../nbs/31_classify.ipynb #cfd71829
 def _stacked(parts): return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else _joined(parts)
 
 def _mixed(rows, known, shots, y): # so many of each class, in hash order, which is the order of the rows
@@ -1085,6 +1091,7 @@ def transfer(tables:dict,     # {language: a frame as `labelled` gives}; one id,
     home = f[f.source == f.target].drop_duplicates(['row', 'target']).set_index(['row', 'target']).f1
     return f.assign(ratio=[r.f1/home[r.row, r.target] if home[r.row, r.target] else math.nan for r in f.itertuples()])
 
+# %% ../nbs/31_classify.ipynb #b4fec857
 def plot_transfer(frame, ax=None): # of `transfer`
     "Each source and target a group of bars, a bar a row of the table, with intervals; the bars without shots."
     f = frame[(frame.shots == frame.shots.min())]

@@ -178,7 +178,7 @@ class Dashboard:
         _show(self.picture, plot_rows(self.results, rows))
         self.table.value = _html(classify._table(pd.concat([self.results[r].frame.loc[[i]].assign(run=r) for r, i in rows]).drop(columns=[] if len(self.results) > 1 else 'run')))
 
-# %% ../nbs/60_dashboard.ipynb #06179fc3
+# %% ../nbs/60_dashboard.ipynb #f68c7b2c
 from fastcore.basics import patch
 
 @patch
@@ -197,6 +197,7 @@ def _feature_widgets(self:Dashboard, W):
 @patch
 def _feature_page(self:Dashboard, W): return [W.HBox([self.open, self.state]), W.HBox([self.label, self.feature, self.threshold]), W.HBox([self.curve, self.rule]), self.texts]
 
+# %% ../nbs/60_dashboard.ipynb #d841d468
 @patch
 def _show_row(self:Dashboard): # classes, confusion and tree; a row that was opened before is there again
     if self.row.value is None: return

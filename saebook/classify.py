@@ -851,7 +851,7 @@ def plan(cfg:ClassifyConfig, out): # the folder of the run
     "What a run would do there, what it has done, and what it costs: `Plan`. No model is loaded. Raises `BadInput` for all that is wrong with the data."
     return _plan(_Job(cfg, out))
 
-# %% ../nbs/31_classify.ipynb #0335e6e6
+# %% ../nbs/31_classify.ipynb #824868a5
 def _train(m:ModelSpec, model, tok, at, path): # an SAE on a text that nobody is judged on
     from saebook.train import TrainConfig, train_sae
     if (path/'sae.json').is_file(): return SAE.from_pretrained(path)
@@ -870,7 +870,7 @@ class _Loaded: # a model with its SAEs, loaded once and only if something is rea
         if self.spec.name == 'world':
             from saebook.world import load_taught
             self.model, self.tok = load_taught('base')
-        else: self.model, self.tok = sites.load_model(self.spec.name)
+        else: self.model, self.tok = sites.load_model(self.spec.name, causal=None)
         if torch.cuda.is_available(): self.model.to('cuda')
         self.have, self.site, self.width = {}, functools.cache(self._site), functools.cache(lambda at: sites.width(self.model, at))
 

@@ -428,16 +428,17 @@ def _quietly(load):
     finally:
         if shown: logging.enable_progress_bar()
 
-# %% ../nbs/01_sites.ipynb #b9853b53
+# %% ../nbs/01_sites.ipynb #8f2c9903
 def load_model(name,                # a folder, or a name on the hub
                dtype=torch.float32, # of the weights
-               causal:bool=True):   # with a next-token head, or the bare model
+               causal:bool|None=True): # with a next-token head, or the bare model; None: whichever was saved
     "A model in evaluation mode, and its tokenizer. Raises `BadInput` for a folder without weights, with pickled weights only, or with files that do not fit."
     import transformers as tf
     local = Path(name)
     if local.exists() or not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', str(name)): _check_folder(local)
-    kind = tf.AutoModelForCausalLM if causal else tf.AutoModel
     try:
+        if causal is None: causal = any(re.search('ForCausalLM|LMHeadModel', a) for a in tf.AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [])
+        kind = tf.AutoModelForCausalLM if causal else tf.AutoModel
         model = _quietly(lambda: kind.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False))
         tokenizer = tf.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except BadInput: raise

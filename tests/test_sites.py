@@ -597,3 +597,11 @@ def test_a_trained_model_from_disk_reads_and_steers(shared):
     for row, t in zip(plain, texts): # the batch says what each text says alone
         one = m.generate(**tokenize(tok, t), **kw)[0]
         assert tok.decode(one, skip_special_tokens=True) == tok.decode(row[-len(one):], skip_special_tokens=True)
+
+@pytest.mark.parametrize('kind,causal', [('bert', False), ('gpt2', True)])
+def test_a_model_is_loaded_as_it_was_saved(shared, tmp_path, kind, causal):
+    from saebook.sites import load_model
+    tf.AutoTokenizer.from_pretrained(shared('models/stories260K')).save_pretrained(tmp_path)
+    small = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=512)
+    (tf.BertModel(tf.BertConfig(**small)) if kind == 'bert' else tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=512))).save_pretrained(tmp_path)
+    assert hasattr(load_model(tmp_path, causal=None)[0], 'lm_head') == causal

@@ -568,12 +568,13 @@ def shuffled(self:SiteView, batch:int, seed:int=0, window_mb:float=256): # as fo
     "The site's rows in random order: `Shuffled`, whose `batch(step)` is [batch, d]. Two sites of a cache give the same tokens at the same step."
     return self.cache.shuffled(batch, seed, window_mb, self.site)
 
-# %% ../nbs/07_cache.ipynb #1faeb6ec
+# %% ../nbs/07_cache.ipynb #97cde354
 class Beside:
     "Sites of several caches of the same tokens, side by side: [tokens, sum of widths], on disk."
     def __init__(self, views): # a `SiteView` each
         self.views = list(views)
         for what, n in (('tokens', {len(v) for v in self.views}), ('contexts', {v.cache.config['tokens'] for v in self.views})):
+            if None in n: raise BadInput('a cache without contexts was given: nothing says that its tokens are those of the others, so make it of Contexts')
             if len(n) != 1: raise BadInput(f'caches of {len(n)} different {what} were given: make them of the same Contexts' if n else 'no caches were given: give a site of each, cache[site]')
     shape = property(lambda self: (len(self.views[0]), sum(v.shape[1] for v in self.views)))
     name = property(lambda self: [[str(v.site), digest(v.cache.manifest)] for v in self.views])

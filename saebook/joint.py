@@ -80,32 +80,31 @@ def whose(joint:JointSAE, low:float=.3): # a model whose share lies below this p
     "Which models have each feature: bool [n, models]. For two models: a share below `low` means no, as in crosscoders of a model and its fine-tune."
     return relative_norms(joint) >= low*2/joint.models
 
-# %% ../nbs/20_joint.ipynb #16d1909e
+# %% ../nbs/20_joint.ipynb #222604fc
 def _met(code, Y, W): # sum over tokens of a feature's amount times what of Y [tokens, d] lies along its direction: [n]
     each = code.values.double()*codes._dots(Y, W.contiguous(), code.indices).double()
     return torch.zeros(code.n, dtype=torch.float64).index_add_(0, code.indices.flatten().cpu(), each.flatten().cpu())
+
+def _coded(joint, acts, source='all', batch=8192): # rows and their code in parts, so that nothing [tokens, n] is made
+    for i in range(0, len(acts[0]), batch):
+        rows = [a[i:i + batch].float() for a in acts]
+        yield rows, joint.encode(rows) if source == 'all' else joint.encode(rows[source], source=source)
 
 @torch.no_grad()
 def latent_scaling(joint:JointSAE, acts, own:int, other:int): # [tokens, d_m] each, of held-out text; the model whose features are looked at, and another
     """For each feature ν_error and ν_reconstruction [n], NaN for features that never fire: how much of it the model `other` has, 0 nothing and 1 as much, in what its reconstruction leaves over and in what it holds (latent scaling, Minder et al. 2025).
     For models of one width, or of one basis: the direction is the one in `own`."""
     if joint.widths[own] != joint.widths[other]: raise BadInput(f'models of widths {joint.widths[own]} and {joint.widths[other]} were given: one direction is looked for in both, so give models of one basis')
-    code = joint.encode([a.float() for a in acts])
-    amount = torch.zeros(joint.n, dtype=torch.float64).index_add_(0, code.indices.flatten().cpu(), code.values.double().square().flatten().cpu())
-    d, nu = joint.dec(own), {}
-    size = d.double().square().sum(1).cpu()*amount
-    for name in ('error', 'reconstruction'):
-        beta = []
-        for m in (own, other):
+    d, amount, met = joint.dec(own), torch.zeros(joint.n, dtype=torch.float64), torch.zeros(2, 2, joint.n, dtype=torch.float64) # error and reconstruction, own and other
+    for rows, code in _coded(joint, acts):
+        amount.index_add_(0, code.indices.flatten().cpu(), code.values.double().square().flatten().cpu())
+        for j, m in enumerate((own, other)):
             said = joint.decode(code, target=m)
-            Y = acts[m].float() - said if name == 'error' else said - joint.b_dec[joint._part(m)]
-            met = _met(code, Y, d)
-            if name == 'error': met = met + amount*(joint.dec(m).double()*d.double()).sum(1).cpu() # what would be left over if this feature said nothing
-            beta.append(met/size)
-        nu[name] = torch.where(amount > 0, beta[1]/beta[0], math.nan).float()
-    return nu['error'], nu['reconstruction']
+            met[0, j] += _met(code, rows[m] - said, d); met[1, j] += _met(code, said - joint.b_dec[joint._part(m)], d)
+    for j, m in enumerate((own, other)): met[0, j] += amount*(joint.dec(m).double()*d.double()).sum(1).cpu() # what would be left over if this feature said nothing
+    return tuple(torch.where(amount > 0, of[1]/of[0], math.nan).float() for of in met)
 
-# %% ../nbs/20_joint.ipynb #a440b899
+# %% ../nbs/20_joint.ipynb #be9f378c
 class LinearMap(nn.Module):
     "An affine map (..., d_in) -> (..., d_out): `weight` [d_in, d_out], `bias` [d_out]."
     def __init__(self, weight, bias):
@@ -134,11 +133,9 @@ def fit_ridge(x:torch.Tensor, y:torch.Tensor, # [tokens, d_in], [tokens, d_out]:
     some = sums(x[:cut], y[:cut])
     return LinearMap(*solve(*sums(x, y), min(penalties, key=lambda p: missed(*solve(*some, p)))))
 
-def _left(joint, acts, source, batch=8192): # what the code of a source leaves of each model's variance
+def _left(joint, acts, source): # what the code of a source leaves of each model's variance
     left = torch.zeros(joint.models, dtype=torch.float64)
-    for i in range(0, len(acts[0]), batch): # so that nothing [tokens, n] is made
-        rows = [a[i:i + batch].float() for a in acts]
-        code = joint.encode(rows) if source == 'all' else joint.encode(rows[source], source=source)
+    for rows, code in _coded(joint, acts, source):
         left += torch.stack([(x - joint.decode(code, target=m)).double().square().sum().cpu() for m, x in enumerate(rows)])
     return (left/torch.stack([(a - a.double().mean(0)).square().sum().cpu() for a in acts])).tolist()
 
@@ -185,12 +182,13 @@ def feature_tokens(joint:JointSAE, acts, ctx:Contexts, tokenizer, features, n:in
             rows.setdefault(int(f), {})[name] = ' '.join(repr(tokenizer.decode([i])) for v, i in zip(top.values.tolist(), top.indices.tolist()) if v > 0)
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('feature').reset_index()
 
-# %% ../nbs/20_joint.ipynb #6f19600b
+# %% ../nbs/20_joint.ipynb #53ca4b9d
 @torch.no_grad()
 def decoders_by_use(joint:JointSAE, acts): # [tokens, d_m] each
     "Each model's decoders, [n, d_m], every row made as long as its feature's amount is (root mean square): those of features that never fire are where training began and say nothing. For `weights.match(by=)`."
-    code = joint.encode([a.float() for a in acts])
-    amount = torch.zeros(joint.n).index_add_(0, code.indices.flatten().cpu(), code.values.square().flatten().cpu()).div_(len(acts[0])).sqrt().to(joint.W_dec)
+    amount = torch.zeros(joint.n)
+    for _, code in _coded(joint, acts): amount.index_add_(0, code.indices.flatten().cpu(), code.values.square().flatten().cpu())
+    amount = amount.div_(len(acts[0])).sqrt().to(joint.W_dec)
     return [joint.dec(m)*amount[:, None] for m in range(joint.models)]
 
 # %% ../nbs/20_joint.ipynb #db8b14f5

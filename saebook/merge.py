@@ -95,7 +95,7 @@ def ensemble(models, how:str='probability'): # one of `MIXTURES`
         return torch.logsumexp(each + weight.log_softmax(0), 0)
     return say
 
-# %% ../nbs/22_merge.ipynb #f9f6c678
+# %% ../nbs/22_merge.ipynb #1e7b7ad2
 RULES = ('mean', 'error')
 
 class _Caches(DynamicCache): # the first model's cache, and with it those of the others
@@ -126,11 +126,11 @@ def _places(parents, at): # a layer, layers, or lists of a layer or Site a model
             if s.positions is not None: raise BadInput(f'{s} has positions of its own: models are merged at every token, so give the site without them')
     return out
 
-def _in_its_dtype(m, x): # what a translator says of activations of another precision
+def _in_its_dtype(m, x): # what a translator says of activations of another precision, or on another device
     p = next(m.parameters(), None)
     return m(x if p is None else x.to(p))
 
-# %% ../nbs/22_merge.ipynb #5b4b21a5
+# %% ../nbs/22_merge.ipynb #913dcc11
 class MergedModel(PreTrainedModel, GenerationMixin):
     """Several causal language models that run as one: at each place the first one's activation is mixed with what the others think there, translated. Widths and architectures may differ, the tokenizer may not. It is a Hugging Face model: call it, `generate`, `save_pretrained`.
     Costs the first model, and the others up to their last site."""
@@ -178,9 +178,9 @@ class MergedModel(PreTrainedModel, GenerationMixin):
         n = len(others) + 1
         if self.rule == 'error':
             z, z1 = t.encode([h, *others]), t.encode(h, source=0)
-            move = (t.decode(z, target=0) - t.decode(z1, target=0)).to(h.dtype)
+            move = (t.decode(z, target=0) - t.decode(z1, target=0)).to(h)
             return h + (move if self.weight is None else self.weight*move)
-        told = sum(t.translate(o, j, 0) if isinstance(t, JointSAE) else _in_its_dtype(t[j - 1], o).to(h.dtype) for j, o in enumerate(others, 1))
+        told = sum((t.translate(o, j, 0) if isinstance(t, JointSAE) else _in_its_dtype(t[j - 1], o)).to(h) for j, o in enumerate(others, 1))
         return (h + told)/n if self.weight is None else (1 - self.weight)*h + self.weight*told/(n - 1)
 
 # %% ../nbs/22_merge.ipynb #d846d531
@@ -251,7 +251,7 @@ def from_pretrained(cls:MergedModel, path): # a folder that `save_pretrained` wr
     out.generation_config = GenerationConfig.from_pretrained(path)
     return out
 
-# %% ../nbs/22_merge.ipynb #649db0e0
+# %% ../nbs/22_merge.ipynb #475d8899
 class _Lessons:
     "Windows of each domain in random order, each batch with as many of every domain."
     def __init__(self, tokenizer, texts, teachers, weights=None, length=256, limit=None, seed=0):
@@ -275,7 +275,7 @@ class _Lessons:
         return out
 
 def _apart(said, wanted, mask): # logits; nats a token by which the first differ from the second
-    return train._said(said.float(), None, mask, wanted.float())
+    return train._said(said, None, mask, wanted)
 
 def _learn(said, params, lessons, steps, batch, lr, warmup=10, decay=0., progress=True, desc='fit'): # said: domain, numbers of rows, inputs -> the loss
     opt, history = torch.optim.AdamW(params, lr=lr, weight_decay=decay), []
@@ -572,20 +572,23 @@ def _make(b, method): # -> what speaks, the model whose parameters count, what w
     else: m = _runtime_merge(b, method)
     return m, [m], {}
 
-# %% ../nbs/22_merge.ipynb #77fcc514
+# %% ../nbs/22_merge.ipynb #d836c5a9
 def _check(parents, base, tokenizer, texts, held_out, methods, layer, n, k): # -> the methods that can be had
     if len(parents) < 2: raise BadInput(f'{len(parents)} model was given: a merge needs two')
     if tokenizer is None or not texts or not held_out: raise BadInput('a table of merges needs the tokenizer, texts to learn from and texts to judge by: give tokenizer, texts and held_out')
     for d in parents: one_of('domain with text to learn from', d, texts); one_of('domain with text to judge by', d, held_out)
+    if 'mean' in held_out: raise BadInput("a domain 'mean' was given, which is what the table calls the mean over domains: give it another name")
     if base is None and set(texts) - set(parents): raise BadInput(f'text of {sorted(set(texts) - set(parents))[0]!r} was given, which no parent teaches: give the base, or leave it out')
     _one_vocabulary([*parents.values(), *([base] if base is not None else [])])
     if not 1 <= k <= n: raise BadInput(f'k={k} was given for {n} features: choose k from 1 to {n}')
     _places(list(parents.values()), -1 if layer is None else layer)
     try: weights._alike(list(parents.values())); unlike = None
     except BadInput as e: unlike = e
+    deep = None if unlike else sites.n_layers(list(parents.values())[0])
     try: [weights._family(sites.unwrap(m)) for m in parents.values()]; strange = None
     except BadInput as e: strange = e
     def lacks(m):
+        if m == 'passthrough' and deep and deep - max(1, deep//4)*min(2, len(parents) - 1) < 1: return f'stacks parts of {len(parents)} models, and {deep} layers are too few for that: leave it out'
         if strange and m in _AVERAGES: return f'needs models whose parts are known ({strange})'
         if m in _NEEDS_BASE + ('base',) and base is None: return 'needs the base model: give it'
         if m == 'slerp' and len(parents) != 2: return f'goes between two models, and {len(parents)} were given: leave it out'
@@ -618,7 +621,7 @@ class _Done: # rows, in a file of lines if there is a folder
         for m in modules: m.save(to/'corrections') if isinstance(m, Corrections) else sites._quietly(lambda: m.save_pretrained(to))
         tokenizer.save_pretrained(to)
 
-# %% ../nbs/22_merge.ipynb #644f089b
+# %% ../nbs/22_merge.ipynb #b78b3658
 class _Judge: # what is asked of every merge
     def __init__(self, parents, base, tokenizer, held_out, length, passages):
         self.tok, self.passages, self.texts = tokenizer, passages, {d: _rows(tokenizer, t, length) for d, t in held_out.items()}
@@ -647,11 +650,11 @@ def _table_rows(b, judge, method, seed, keep): # keep: what is done with the mod
     keep(modules)
     return [*judge.rows(method, seed, say, modules, fit_seconds=took, text=0 if method in ('linear', 'slerp', 'identity', 'passthrough') else sum(map(len, b.fit.values())), chosen=', '.join(f'{k} {v}' for k, v in chosen.items()))]
 
-class _Lost: # what each row of a table lost on each text: {(method, seed, domain): (nats, tokens)}; and the groups of the texts
-    def __init__(self, of, groups): self.of, self.groups = of, groups
+class _Lost: # what each row of a table lost on each text: {(method, seed, domain): (nats, tokens)}; the groups of the texts; the parents' domains
+    def __init__(self, of, groups, own): self.of, self.groups, self.own = of, groups, own
     def __deepcopy__(self, memo): return self # pandas copies what a frame carries at every step
 
-# %% ../nbs/22_merge.ipynb #c0534da9
+# %% ../nbs/22_merge.ipynb #d7de5672
 def compare_merges(parents,        # {name: model}, of one tokenizer; the first one speaks where models are stitched
                    base=None,      # what they were fine-tuned from
                    tokenizer=None,
@@ -685,10 +688,10 @@ def compare_merges(parents,        # {name: model}, of one tokenizer; the first 
         done.add(method, seed, _table_rows(b, judge, method, seed, lambda modules: done.keep(method, modules, tokenizer) if wanted else None))
     rows = [r for m in methods for s in seeds for r in done.rows if r['of'] == [m, s]]
     frame = pd.DataFrame(rows).drop(columns=['of', 'lost']).astype(dict(score=float))
-    frame.attrs['lost'] = _Lost({(r['method'], r['seed'], r['domain']): r['lost'] for r in rows}, {d: c.group for d, c in judge.texts.items()})
+    frame.attrs['lost'] = _Lost({(r['method'], r['seed'], r['domain']): r['lost'] for r in rows}, {d: c.group for d, c in judge.texts.items()}, list(parents))
     return frame
 
-# %% ../nbs/22_merge.ipynb #6215dc90
+# %% ../nbs/22_merge.ipynb #3c08edf7
 def over_seeds(frame,        # of `compare_merges`
                against=None, # a method: how many times its loss
                n:int=1000, level:float=.95, seed:int=0): # draws; of the intervals
@@ -698,7 +701,6 @@ def over_seeds(frame,        # of `compare_merges`
     if lost is None: raise BadInput('a table without its texts was given: take the frame that compare_merges returned (with path= it is read again at once)')
     if against is not None: one_of('method', against, list(frame.method.unique()))
     rng, draws = np.random.default_rng(seed), {d: _text_draws(g, n, seed) for d, g in lost.groups.items()}
-    own = [d for d in draws if frame[frame.domain == d].score.notna().any()] or list(draws)
     def losses(method): # {domain: [1 + n]}, the first one with each text and seed once
         seeds = frame[frame.method == method].seed.unique()
         pick = np.vstack([np.arange(len(seeds)), rng.integers(0, len(seeds), (n, len(seeds)))])
@@ -706,7 +708,7 @@ def over_seeds(frame,        # of `compare_merges`
         for d, w in draws.items():
             each = np.stack([(w @ np.asarray(s))/(w @ np.asarray(k)) for s, k in (lost.of[method, x, d] for x in seeds)], 1)
             out[d] = np.take_along_axis(each, pick, 1).mean(1)
-        return out | dict(mean=np.mean([out[d] for d in own], 0)), len(seeds)
+        return out | dict(mean=np.mean([out[d] for d in lost.own], 0)), len(seeds)
     every, sides = {m: losses(m) for m in frame.method.unique()}, [(1 - level)/2, (1 + level)/2]
     def figures(v, *names): return dict(zip(names, (v[0], *np.nanquantile(v[1:], sides))))
     return pd.DataFrame([dict(method=m, domain=d, seeds=k, **figures(v, 'loss', 'low', 'high'), **({} if against is None else figures(v/every[against][0][d], 'ratio', 'ratio_low', 'ratio_high'))) for m, (of, k) in every.items() for d, v in of.items()])
@@ -715,13 +717,13 @@ def _text_draws(groups, n, seed): # how often each text is drawn: [1 + n, texts]
     _, g = np.unique(np.asarray(groups), return_inverse=True)
     return np.vstack([np.ones(len(g)), *(w[g] for w in metrics._draws(g.max() + 1, n, seed))])
 
-# %% ../nbs/22_merge.ipynb #c6d0e5e5
+# %% ../nbs/22_merge.ipynb #dca082f1
 def plot_merges(frame, ax=None): # of `compare_merges`
     "Each method's loss on each domain with a score, the best mean above; × is what a forward pass costs where that is more than one model."
     from saebook import views
     spread = over_seeds(frame) if 'lost' in frame.attrs else frame
     ax, t = views._axes(ax, (7, .28*frame.method.nunique() + 1)), spread.groupby(['method', 'domain'])[['loss', 'low', 'high']].mean()
-    domains = [d for d in frame.domain.unique() if frame[frame.domain == d].score.notna().any()] or list(frame.domain.unique())
+    domains = frame.attrs['lost'].own if 'lost' in frame.attrs else [d for d in frame.domain.unique() if frame[frame.domain == d].score.notna().any()] or list(frame.domain.unique())
     order = t.loss.unstack()[domains].mean(axis=1).sort_values(ascending=False).index
     for d, color in zip(domains, [views.BLUE, views.ORANGE, views.GREY, *(f'C{i}' for i in range(2, 10))]):
         f = t.xs(d, level='domain').loc[order]

@@ -335,7 +335,7 @@ def load(self:Trainer, named):
         # tensors with the memory layout of their parameter, as the optimiser makes them
         self.opt.state[p] = {a[len(f'opt.{k}.'):]: torch.empty_like(p).copy_(_stored(k, v)) if v.ndim else v.to(p.device, copy=True) for a, v in named.items() if a.startswith(f'opt.{k}.')}
 
-# %% ../nbs/08_train.ipynb #97aee3a0
+# %% ../nbs/08_train.ipynb #c7d1ef87
 def _logits(model, inputs, grad=False):
     out = sites.forward(model, inputs, grad)
     if not isinstance(getattr(out, 'logits', None), torch.Tensor): raise BadInput(f'{type(unwrap(model)).__name__} gives no logits: train end to end in a model with a language head')
@@ -347,7 +347,7 @@ def _said(logits, ids, mask, clean=None): # [batch, seq, vocabulary], [batch, se
         seen = (mask[:, 1:]*mask[:, :-1]).bool().to(logits.device)
         return F.cross_entropy(logits[:, :-1][seen], ids[:, 1:].to(logits.device)[seen])
     real = mask.bool().to(logits.device)
-    return F.kl_div(logits[real].log_softmax(-1), clean[real].log_softmax(-1), reduction='batchmean', log_target=True)
+    return F.kl_div(logits[real].float().log_softmax(-1), clean.to(logits.device)[real].float().log_softmax(-1), reduction='batchmean', log_target=True)
 
 # %% ../nbs/08_train.ipynb #84ff84b7
 def _reads(sae): # -> the sites of what it reads and of what it is to say

@@ -443,3 +443,13 @@ def test_a_joint_sae_learns_from_caches_as_from_memory(world, tmp_path):
     fvu = [jt.cross_fvu(r.sae, pairs).joint for r in (from_disk, from_memory)]
     assert np.abs(fvu[0] - fvu[1]).max() < .03
     with pytest.raises(BadInput, match="take loss='fvu'"): train_joint(views, cfg=TrainConfig(loss='ce'))
+
+def test_a_table_counts_the_parents_domains_in_its_mean_with_or_without_a_base(world):
+    base, s, i, tok, a, b = world
+    call = lambda held, **kw: compare_merges(dict(s=s, i=i), None, tok, dict(s=a[:6], i=b[:6]), dict(s=a[6:9], i=b[6:9], **held), length=64, progress=False, **kw)
+    f = call(dict(neutral=a[9:12]), methods=['linear'])
+    t = mg.over_seeds(f).set_index('domain').loss
+    assert np.isclose(t['mean'], (t['s'] + t['i'])/2)
+    with pytest.raises(BadInput, match='give it another name'): call(dict(mean=a[9:12]), methods=['linear'])
+    shallow = [wt.passthrough(m, [(0, 1)]) for m in (s, i)]
+    with pytest.raises(BadInput, match='too few for that'): compare_merges(dict(s=shallow[0], i=shallow[1]), None, tok, dict(s=a[:6], i=b[:6]), dict(s=a[6:9], i=b[6:9]), methods=['passthrough'])

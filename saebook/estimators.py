@@ -7,7 +7,7 @@ __all__ = ['BY', 'READERS', 'TextActivations', 'SAEFeatures', 'Binarise', 'TopFe
            'contributions', 'tree_nodes', 'tree_text', 'tree_html', 'tree_plot', 'probe_direction', 'save_probe',
            'load_probe']
 
-# %% ../nbs/29_estimators.ipynb #0a6b3c42
+# %% ../nbs/29_estimators.ipynb #25208a73
 import json, math, warnings, weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from scipy import sparse
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.decomposition import PCA, IncrementalPCA, TruncatedSVD
+from sklearn.ensemble import BaseEnsemble, GradientBoostingClassifier, GradientBoostingRegressor
 from sklearn.feature_selection import SelectorMixin, chi2, f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
@@ -30,7 +32,7 @@ from .readings import Reading, collect
 from .sae import SAE
 from .sites import width
 
-# %% ../nbs/29_estimators.ipynb #1c8b27b8
+# %% ../nbs/29_estimators.ipynb #eb9374ee
 _MEMORY = weakref.WeakKeyDictionary() # {model: {(tokenizer, reading, length): {text: row}}}
 
 class TextActivations(TransformerMixin, BaseEstimator):
@@ -47,7 +49,7 @@ class TextActivations(TransformerMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.string, tags.input_tags.two_d_array, tags.requires_fit = True, False, False
         return tags
-    def __repr__(self, N_CHAR_MAX=700): return f'TextActivations({self.site}, pool={self.pool!r}' + (f', {type(self.sae).__name__} of {self.sae.n} features)' if self.sae is not None else ')')
+    def __repr__(self, N_CHAR_MAX=700): return f'TextActivations({self.site}, pool={self.pool!r}' + (f', {_whose(self.sae)})' if self.sae is not None else ')')
 
     def _reading(self): return Reading(self.site, self.sae, self.pool, self.n)
     def fit(self, X=None, y=None): # texts
@@ -60,9 +62,11 @@ class TextActivations(TransformerMixin, BaseEstimator):
         if isinstance(X, str): raise BadInput(f'one text was given ({X[:40]!r}): give a list of texts')
         X, r = list(np.asarray(X, dtype=object).ravel()), self._reading()
         read = lambda texts: collect(self.model, self.tokenizer, texts, dict(x=r), self.path, self.batch, self.length, progress=False)['x']
-        if not self.remember: return read(X)
+        if not self.remember or not X or readings._patched(self.model): return read(X) # what a patched model says is not what it will say
         known = _MEMORY.setdefault(self.model, {}).setdefault((self.tokenizer, r, self.length), {})
-        if new := [t for t in dict.fromkeys(X) if t not in known]:
+        if not all(isinstance(t, str) and t in known for t in X):
+            readings._tokens(self.tokenizer, X, self.length) # what is wrong with a text is told by its number among all
+            new = [t for t in dict.fromkeys(X) if t not in known]
             rows = read(new)
             known.update((t, rows[i:i + 1]) for i, t in enumerate(new))
         return readings._joined([known[t] for t in X])
@@ -71,9 +75,10 @@ class TextActivations(TransformerMixin, BaseEstimator):
         "f0, f1, ... for features, h0, h1, ... for hidden states."
         return _names('h', width(self.model, self.site)) if self.sae is None else _names('f', self.sae.n)
 
+def _whose(sae): return f'{type(sae).__name__} of {getattr(sae, "n", "?")} features'
 def _names(letter, n): return np.array([f'{letter}{i}' for i in range(n)], dtype=object)
 
-# %% ../nbs/29_estimators.ipynb #0bcdd137
+# %% ../nbs/29_estimators.ipynb #026883e3
 class SAEFeatures(TransformerMixin, BaseEstimator):
     """Activations [rows, d] to an SAE's features, CSR [rows, n], float32. Without an SAE: a random dictionary made to measure, which is what a trained one has to beat. A clone shares the SAE.
     An activation that is a mean over tokens is nothing an SAE was trained on: for pooled texts see `TextActivations`, which encodes first."""
@@ -86,12 +91,13 @@ class SAEFeatures(TransformerMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = [] # codes are float32
         return tags
-    def __repr__(self, N_CHAR_MAX=700): return f'SAEFeatures({type(self.sae).__name__} of {self.sae.n} features)' if self.sae is not None else f'SAEFeatures(n={self.n}, k={self.k}, seed={self.seed})'
+    def __repr__(self, N_CHAR_MAX=700): return f'SAEFeatures({_whose(self.sae)})' if self.sae is not None else f'SAEFeatures(n={self.n}, k={self.k}, seed={self.seed})'
 
     def fit(self, X, y=None): # [rows, d]
         "Only look at the width, and make the random dictionary if no SAE was given."
+        if self.sae is not None and not (all(hasattr(self.sae, k) for k in ('d_in', 'n')) and callable(getattr(self.sae, 'encode', None))): raise BadInput(f'{self.sae!r} was given as an SAE: give one that was loaded, whatever has d_in, n and encode, or None')
         X = validate_data(self, X, dtype=np.float32)
-        if self.sae is not None and self.sae.d_in != X.shape[1]: raise BadInput(f'activations of width {X.shape[1]} were given to an SAE of width {self.sae.d_in}: read them at {self.sae.site or "its own site"}')
+        if self.sae is not None and self.sae.d_in != X.shape[1]: raise BadInput(f'activations of width {X.shape[1]} were given to an SAE of width {self.sae.d_in}: read them at {getattr(self.sae, "site", None) or "its own site"}')
         self.sae_ = self.sae if self.sae is not None else SAE(X.shape[1], self.n, k=min(self.k, self.n), seed=self.seed).eval()
         return self
 
@@ -166,7 +172,7 @@ def _l1(X, y, C, seed): # absolute weights [n], of features brought to one size
     fit = lambda y: LogisticRegression(l1_ratio=1., C=C, solver='liblinear', random_state=seed).fit(X, y).coef_[0]
     return np.abs([fit(y == c) for c in range(y.max() + 1)] if many else [fit(y)]).max(0)
 
-# %% ../nbs/29_estimators.ipynb #ad35c3c0
+# %% ../nbs/29_estimators.ipynb #09156c08
 class TopFeatures(SelectorMixin, BaseEstimator):
     "The `k` features that say most about the labels it is fitted with (all, if there are no more). `scores_` [n]; `features_` [k], their numbers, the best first."
     def __init__(self, k=20, by='mean_diff', # one of `BY`
@@ -187,13 +193,14 @@ class TopFeatures(SelectorMixin, BaseEstimator):
         self.classes_, y = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2: raise BadInput(f'the labels are of one class alone, {str(self.classes_[0])!r}: features can be chosen between two classes or more')
         X = X.astype(np.float64)
-        diff = np.abs(_differences(X, y, False)).max(0)
+        low, high = ((x.toarray() if sparse.issparse(x) else np.asarray(x)).ravel() for x in (X.min(0), X.max(0)))
+        diff = np.where(low == high, 0., np.abs(_differences(X, y, False)).max(0))
         if self.by == 'chi2' and (X.data if sparse.issparse(X) else X).min(initial=0) < 0: raise BadInput("Negative values in data passed to TopFeatures(by='chi2'): chi2 counts, so give features that are never negative, or another way to rank them")
         with np.errstate(divide='ignore', invalid='ignore'), warnings.catch_warnings(): # a feature that is always the same says nothing, and needs no warning
             warnings.filterwarnings('ignore', 'Features ')
             score = dict(mean_diff=lambda: diff, t=lambda: np.abs(_differences(X, y, True)).max(0), f=lambda: f_classif(X, y)[0], chi2=lambda: chi2(X, y)[0],
                          mutual_info=lambda: _information(X, y), l1=lambda: _l1(X, y, self.C, self.seed))[self.by]()
-        self.scores_ = np.where(np.isnan(score), 0., score)
+        self.scores_ = np.where(np.isnan(score) | (low == high), 0., score) # by rounding alone, a feature that is always .1 would differ between classes
         self.features_ = np.lexsort((-diff, -self.scores_))[:self.k]
         return self
 
@@ -201,7 +208,7 @@ class TopFeatures(SelectorMixin, BaseEstimator):
         check_is_fitted(self)
         return np.isin(np.arange(len(self.scores_)), self.features_)
 
-# %% ../nbs/29_estimators.ipynb #765514a9
+# %% ../nbs/29_estimators.ipynb #cf304a8a
 READERS = ('logistic', 'tree')
 
 def make_probe(k=None,          # choose so many features; None: all
@@ -216,6 +223,7 @@ def make_probe(k=None,          # choose so many features; None: all
                seed=0):
     "A scikit-learn Pipeline of the steps asked for: top, binarise, scale, probe."
     one_of('reader', reader, READERS)
+    if threshold is not None and quantile is not None: raise BadInput(f'threshold={threshold} and quantile={quantile} were given: binarise by one of them')
     weight, steps = 'balanced' if balanced else None, []
     if k is not None: steps.append(('top', TopFeatures(k, by, seed=seed)))
     if threshold is not None or quantile is not None: steps.append(('binarise', Binarise(threshold or 0., quantile)))
@@ -224,7 +232,7 @@ def make_probe(k=None,          # choose so many features; None: all
           LogisticRegression(C=C, l1_ratio=l1_ratio, solver='saga' if l1_ratio else 'lbfgs', tol=1e-3 if l1_ratio else 1e-4, class_weight=weight, max_iter=1000, random_state=seed)
     return Pipeline([*steps, ('probe', end)])
 
-# %% ../nbs/29_estimators.ipynb #c1ac7de6
+# %% ../nbs/29_estimators.ipynb #fffa921b
 @dataclass(repr=False)
 class Contributions:
     "What each feature adds to a linear probe's decision: bias[class] + values[class].sum(1) is `decision_function`. With two classes there is one decision, for the second."
@@ -240,6 +248,7 @@ class Contributions:
 
     def top(self, row:int, n:int=10, label=None): # a class; None: the one decided for, or the only one
         "The `n` strongest contributions to the decision for a row: feature, value, contribution."
+        if not 0 <= row < (rows := self.inputs.shape[0]): raise BadInput(f'row {row} was asked for: there are rows 0 to {rows - 1}')
         label = one_of('class', max(self.values, key=lambda c: self.bias[c] + self.values[c][[row]].sum()) if label is None else label, list(self.values))
         dense = lambda x: x[[row]].toarray()[0] if sparse.issparse(x) else x[row]
         v, x = dense(self.values[label]), dense(self.inputs)
@@ -273,7 +282,7 @@ def contributions(probe, # a fitted linear model, or a Pipeline that ends with o
     names = [n.item() if isinstance(n, np.generic) else n for n in end.classes_[-len(W):]]
     return Contributions({c: float(v) for c, v in zip(names, b)}, {c: X.multiply(w).tocsr() if sparse.issparse(X) else X*w for c, w in zip(names, W)}, X, _kept(probe))
 
-# %% ../nbs/29_estimators.ipynb #e4dd4f2d
+# %% ../nbs/29_estimators.ipynb #c8207a15
 def _tree(probe):
     end = _steps(probe)[-1]
     if not hasattr(end, 'tree_'): raise BadInput(f'{type(end).__name__} is no fitted tree: give what make_probe(reader="tree") makes, fitted')
@@ -290,12 +299,16 @@ def tree_nodes(probe): # a fitted tree, or a Pipeline that ends with one
     walk(0, -1, 0, '')
     return pd.DataFrame(rows).astype(dict(feature='Int64'))
 
+def _called(f, names):
+    if names is None: return f'feature {f}'
+    try: return str(names[f])
+    except (IndexError, KeyError): raise BadInput(f'{len(names)} names were given, and none for feature {f}: give one for each feature that comes into the probe') from None
+
 def _told(nodes, names): # (row, its condition, what it is)
     by = nodes.set_index('node')
-    name = lambda f: f'feature {f}' if names is None else str(names[f])
     for r in nodes.itertuples():
         up = by.loc[r.parent] if r.parent >= 0 else None
-        yield r, '' if up is None else f'{name(up.feature)} {r.side} {up.threshold:.3g}', f'{r.samples} × {r.label} ({r.share:.0%})' if pd.isna(r.feature) else f'{r.samples} rows'
+        yield r, '' if up is None else f'{_called(up.feature, names)} {r.side} {up.threshold:.3g}', f'{r.samples} × {r.label} ({r.share:.0%})' if pd.isna(r.feature) else f'{r.samples} rows'
 
 def tree_text(probe, names=None): # names [n] of the features that come into the probe
     "A line a node, children under their parent."
@@ -316,35 +329,39 @@ def tree_plot(probe, names=None, ax=None):
     import matplotlib.pyplot as plt
     from sklearn.tree import plot_tree
     end, nodes, kept = _tree(probe), tree_nodes(probe), _kept(probe)
-    if ax is None: ax = plt.subplots(figsize=(1.5*nodes.feature.isna().sum() + 1, 1.1*nodes.depth.max() + 1.2), layout='constrained')[1]
-    plot_tree(end, ax=ax, feature_names=[f'feature {f}' if names is None else str(names[f]) for f in kept], class_names=[str(c) for c in end.classes_], impurity=False, node_ids=True, rounded=True, precision=2, fontsize=8)
+    called = [_called(f, names) for f in kept]
+    if ax is None: ax = plt.subplots(figsize=(min(60, 1.5*nodes.feature.isna().sum() + 1), 1.1*nodes.depth.max() + 1.2), layout='constrained')[1]
+    plot_tree(end, ax=ax, feature_names=called, class_names=[str(c) for c in end.classes_], impurity=False, node_ids=True, rounded=True, precision=2, fontsize=8)
     return ax
 
-# %% ../nbs/29_estimators.ipynb #e154fed7
+# %% ../nbs/29_estimators.ipynb #57788a35
 def probe_direction(probe, # a fitted linear model, or a Pipeline that ends with one
                     sae=None): # whose features the probe was given; None: the one in the Pipeline, or none, for hidden states
     "Decoder @ coefficients in the model's space: float32 [d], or [classes, d] where there are more than two. For hidden states the coefficients themselves, in the units of the activations."
     w, steps = np.atleast_2d(_linear(probe).coef_).astype(np.float64), _steps(probe)[:-1]
-    for s in steps[::-1]:
-        if isinstance(s, (SAEFeatures, TextActivations)): sae = s.sae_ if isinstance(s, SAEFeatures) else s.sae; break
+    for i, s in reversed([*enumerate(steps)]):
+        if isinstance(s, TextActivations): sae = s.sae; break
+        if isinstance(s, SAEFeatures):
+            if i and not (isinstance(steps[i - 1], TextActivations) and steps[i - 1].sae is None): raise BadInput(f'the probe has a step {type(steps[i - 1]).__name__} before its SAE, which then reads something else than activations: there is no direction in the space of the model')
+            sae = s.sae_; break
         if hasattr(s, 'get_support'): full = np.zeros((len(w), len(s.get_support()))); full[:, s.get_support()] = w; w = full
-        elif hasattr(s, 'components_') and not getattr(s, 'whiten', False): w = w @ s.components_
+        elif isinstance(s, (PCA, IncrementalPCA, TruncatedSVD)) and not getattr(s, 'whiten', False): w = w @ s.components_
         elif isinstance(s, (StandardScaler, MaxAbsScaler)): w = w if s.scale_ is None else w/s.scale_
-        else: raise BadInput(f'the probe has a step {type(s).__name__}, which is not linear: only choosing, scaling and PCA lead back to a direction')
+        else: raise BadInput(f'the probe has a step {type(s).__name__}, which is not linear: only choosing, scaling and PCA without whitening lead back to a direction')
     if sae is not None:
         if w.shape[1] != sae.n: raise BadInput(f'the probe reads {w.shape[1]} features and the SAE has {sae.n}: give the one whose features it was fitted on')
         w = w @ sae.W_dec.detach().double().cpu().numpy()
     return torch.from_numpy(w[0] if len(w) == 1 else w).float()
 
-# %% ../nbs/29_estimators.ipynb #83dcfe7f
+# %% ../nbs/29_estimators.ipynb #540648be
 def _state(sae): # an SAE as JSON and arrays
-    return dict(config=json.dumps(saes._config(sae)), dtype=str(sae.W_enc.dtype)[6:], weights={k: t.detach().cpu().float().numpy() for k, t in sae.state_dict().items()})
+    return dict(config=json.dumps(saes._config(sae)), dtype=str(sae.W_enc.dtype)[6:], weights={k: (t.float() if t.dtype == torch.bfloat16 else t).detach().cpu().numpy() for k, t in sae.state_dict().items()}) # NumPy has no bfloat16, and float32 holds it
 
 def _restored(state):
     cfg, dtype = json.loads(state['config']), one_of('dtype', state['dtype'], ('float32', 'float64', 'float16', 'bfloat16'))
-    sae = saes._built(dict(SAE=SAE, Transcoder=saes.Transcoder)[one_of('kind of SAE', cfg['kind'], ('SAE', 'Transcoder'))], cfg, Path('probe'))
+    sae = saes._built(dict(SAE=SAE, Transcoder=saes.Transcoder)[one_of('kind of SAE', cfg['kind'], ('SAE', 'Transcoder'))], cfg, Path('probe')).to(getattr(torch, dtype))
     sae.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state['weights'].items()})
-    return sae.to(getattr(torch, dtype)).eval()
+    return sae.eval()
 
 @patch
 def __getstate__(self:SAEFeatures): # what a copy or a file of it holds: of the SAE its weights, once
@@ -358,14 +375,27 @@ def __setstate__(self:SAEFeatures, s):
     if 'sae_' in s and s['sae_'] is None: s['sae_'] = s['sae']
     BaseEstimator.__setstate__(self, s)
 
-# %% ../nbs/29_estimators.ipynb #2ed2b348
+# %% ../nbs/29_estimators.ipynb #2c7223c3
 _TRUSTED = [f'{c.__module__}.{c.__name__}' for c in (SAEFeatures, Binarise, TopFeatures)] + ['sklearn.tree._tree.Tree'] # a tree is looked at before it is used
 
-def _sound(tree): # do all its nodes lead downwards and ask for features that are there?
-    t, i = tree.tree_, np.arange(tree.tree_.node_count)
+def _inside(o, width=math.inf): # every estimator in another, however deep, the inner ones first; and how many features it can count on, for forests and boosting hand them on unchecked
+    inner = min([getattr(o, 'n_features_in_', 0), *map(len, getattr(o, 'estimators_features_', ()))]) if isinstance(o, BaseEnsemble) else math.inf if isinstance(o, BaseEstimator) else width
+    parts = vars(o).values() if isinstance(o, BaseEstimator) else o.values() if isinstance(o, dict) else o.ravel().tolist() if isinstance(o, np.ndarray) and o.dtype == object else o if isinstance(o, (list, tuple, set)) else ()
+    for v in parts: yield from _inside(v, inner)
+    if isinstance(o, BaseEstimator): yield o, width
+
+def _sound(e, width): # what scikit-learn's compiled code takes on trust
+    if isinstance(e, (GradientBoostingClassifier, GradientBoostingRegressor)) and hasattr(e, 'estimators_'): # each tree is added to its own column
+        return e.estimators_.shape[1] == e._raw_predict_init(np.zeros((1, e.n_features_in_), np.float32)).shape[1]
+    if not hasattr(e, 'tree_'): return True
+    t, i = e.tree_, np.arange(e.tree_.node_count)
     l, r = t.children_left, t.children_right
-    inner = (l > i) & (r > i) & (l < len(i)) & (r < len(i)) & (t.feature >= 0) & (t.feature < t.n_features)
-    return t.n_features == tree.n_features_in_ and (inner | (l < 0) & (r < 0)).all()
+    inner = (l > i) & (r > i) & (t.feature >= 0) & (t.feature < t.n_features) # nodes lead downwards and ask for features that are there
+    if not len(i) or t.n_features != e.n_features_in_ or t.n_features > width or not (inner | (l == -1) & (r == -1)).all(): return False
+    if not np.array_equal(np.sort(np.r_[l[inner], r[inner]]), i[1:]): return False # every node but the first has one parent
+    at, depth = i[:1], -1
+    while len(at): at = np.r_[l[at], r[at]]; at, depth = at[at >= 0], depth + 1
+    return depth <= t.max_depth < len(i)
 
 def save_probe(probe, # a fitted estimator or Pipeline without a language model
                path): # of the file
@@ -386,7 +416,8 @@ def load_probe(path):
     try:
         odd = [t for t in skops.io.get_untrusted_types(file=path) if t not in _TRUSTED]
         probe = None if odd else skops.io.load(path, trusted=_TRUSTED)
+        sound = all(_sound(e, w) for e, w in _inside(probe))
     except Exception as e: raise BadInput(f'{str(path)!r} is no saved probe ({reason(e)}): {again}') from None # a file of anybody's can go wrong in many ways
     if odd: raise BadInput(f'{str(path)!r} names {odd[0]}, which is neither of scikit-learn nor of saebook and could run anything: {again}')
-    if any(hasattr(t, 'tree_') and not _sound(t) for s in _steps(probe) for t in (s, *np.ravel(getattr(s, 'estimators_', [])))): raise BadInput(f'{str(path)!r} holds a tree whose nodes lead nowhere: {again}')
+    if not sound: raise BadInput(f'{str(path)!r} holds a tree whose nodes lead nowhere, or that asks for what it will not be given: {again}')
     return probe

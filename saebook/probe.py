@@ -23,7 +23,7 @@ def __getattr__(name): # of this module: scikit-learn's classes can only be writ
     from saebook import estimators
     return getattr(estimators, name)
 
-# %% ../nbs/30_probe.ipynb #eb7cf16f
+# %% ../nbs/30_probe.ipynb #59ac1c3c
 def group_split(groups, test:float=.3, seed:int=0): # [rows] whatever names the group of a row
     "Which rows are held out: bool [rows]. Whole groups at random."
     names = pd.unique(pd.Series(list(groups)))
@@ -35,7 +35,7 @@ def group_split(groups, test:float=.3, seed:int=0): # [rows] whatever names the 
 def _arrays(X, y, groups, held, dense=True): # as float64, or CSR where that may be, and numbers of classes; all that can be wrong with them is told here
     sparse = hasattr(X, 'tocsr')
     if sparse and dense: raise BadInput(f'a sparse matrix of shape {list(X.shape)} was given: adversaries read dense features, so give X.toarray(), or fewer columns of it')
-    X = X.tocsr() if sparse else X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else np.asarray(X)
+    X = X.tocsr() if sparse else X.detach().cpu().double().numpy() if isinstance(X, torch.Tensor) else np.asarray(X)
     if X.ndim != 2 or not X.shape[0]: raise BadInput(f'features of shape {list(X.shape)} were given: give [rows, d]')
     bad = ~np.isfinite(np.asarray(X.sum(1)).ravel()) if sparse else ~np.isfinite(X).all(1)
     if bad.any(): raise BadInput(f'{int(bad.sum())} of {len(bad)} rows hold NaN or infinity: leave them out')
@@ -57,6 +57,9 @@ def _sides(code, names, held): # every class on both sides
     for side, rows in (('held out', held), ('fitted on', ~held)):
         lost = [str(n) for i, n in enumerate(names) if not (code[rows] == i).any()]
         if lost: raise BadInput(f'no row of class {lost[0]!r} is {side}: give more groups that have it, or another seed')
+
+def _several(groups, rows): # to be judged on
+    if len(set(groups[rows])) < 2: raise BadInput('one group alone is judged on, and nothing can be said about others: give more groups')
 
 # %% ../nbs/30_probe.ipynb #d4f6df09
 class _Whiten: # a direction of each singular value that is more than rounding, all of unit variance
@@ -109,7 +112,7 @@ def _even(code, rows): # numbers of these rows, those of rarer classes several t
     most = max(map(len, of))
     return np.concatenate([np.resize(i, most) for i in of])
 
-# %% ../nbs/30_probe.ipynb #46f714b4
+# %% ../nbs/30_probe.ipynb #0acbcb73
 def fit_adversary(X, y, # [rows, d], [rows]
                   kind:str='linear', # one of `ADVERSARIES`
                   groups=None,       # [rows]; None: each row is its own
@@ -140,6 +143,7 @@ def read_out(X, y,             # [rows, d] features; [rows] the concept
     X, code, names, groups, held = _arrays(X, y, groups, held)
     sides = [group_split(groups, seed=seed + i) for i in range(splits)] if held is None else [held]
     for h in sides: _sides(code, names, h)
+    _several(groups, np.any(sides, 0))
     rows = []
     for k in kinds:
         hit, seen, settings = np.zeros(len(X)), np.zeros(len(X)), []
@@ -147,13 +151,12 @@ def read_out(X, y,             # [rows, d] features; [rows] the concept
             a = fit_adversary(X[~h], code[~h], k, groups[~h], seed + i)
             hit[h] += np.asarray(a.predict(X[h])) == code[h]; seen[h] += 1; settings.append(a.setting)
         use = seen > 0
-        if len(set(groups[use])) < 2: raise BadInput('one group alone is judged on, and nothing can be said about others: give more groups')
         right, truth, whose = hit[use]/seen[use], code[use], groups[use]
         (low, high), (sure, _) = (metrics.bootstrap(lambda w: balanced_accuracy(right, truth, w), whose, n, l, seed) for l in (level, 1 - (1 - level)/len(kinds)))
         rows.append(dict(adversary=k, accuracy=balanced_accuracy(right, truth), low=low, high=high, chance=1/len(names), beats=sure > 1/len(names), setting=', '.join(dict.fromkeys(map(str, settings)))))
     return pd.DataFrame(rows)
 
-# %% ../nbs/30_probe.ipynb #9404810e
+# %% ../nbs/30_probe.ipynb #124f71f5
 KS = (1, 2, 5, 10, 20, 50, 100)
 
 def sparse_curve(X, y,             # [rows, n], array or CSR; [rows] the concept
@@ -166,7 +169,7 @@ def sparse_curve(X, y,             # [rows, n], array or CSR; [rows] the concept
     from saebook.estimators import make_probe
     X, code, names, groups, held = _arrays(X, y, groups, held, dense=False)
     held = group_split(groups, seed=seed) if held is None else held
-    _sides(code, names, held)
+    _sides(code, names, held); _several(groups, held)
     if not (ks := sorted({int(k) for k in ks if k <= X.shape[1]})) or ks[0] < 1: raise BadInput(f'no number of features from 1 to {X.shape[1]} was given, or one below: give ks such as (1, 5)')
     right = {k: make_probe(k, by, C=C, seed=seed).fit(X[~held], code[~held]).predict(X[held]) == code[held] for k in (*ks, None)}
     acc = {k: balanced_accuracy(r, code[held]) for k, r in right.items()}
@@ -176,15 +179,16 @@ def sparse_curve(X, y,             # [rows, n], array or CSR; [rows] the concept
 def plot_sparse_curve(curves, # a frame of `sparse_curve`, or {name: frame}
                       ax=None):
     "Accuracy over the number of features, intervals shaded; dashed: all features. Dotted: chance."
-    ax = views._axes(ax)
-    for (name, f), c in zip((curves if isinstance(curves, dict) else {'': curves}).items(), (views.BLUE, views.ORANGE, views.GREY, *'bgrcmyk')):
+    import matplotlib.pyplot as plt
+    ax, named, colours = views._axes(ax), curves if isinstance(curves, dict) else {'': curves}, (views.BLUE, views.ORANGE, views.GREY, *'bgrcmyk')
+    for (name, f), c in zip(named.items(), colours if len(named) <= len(colours) else plt.cm.turbo(np.linspace(0, 1, len(named)))):
         ax.plot(f.k, f.accuracy, 'o-', color=c, ms=4, label=name or None); ax.fill_between(f.k, f.low, f.high, color=c, alpha=.15, lw=0); ax.axhline(f.full[0], color=c, ls='--', lw=1)
     ax.axhline(f.chance[0], color=views.GREY, ls=':', lw=1); ax.set_xscale('log'); ax.set_xticks(f.k, f.k); ax.minorticks_off()
     ax.set_xlabel('features', fontsize=9); ax.set_ylabel('accuracy, held out', fontsize=9)
     if isinstance(curves, dict): ax.legend(fontsize=8, frameon=False, labelcolor=views.GREY)
     return ax
 
-# %% ../nbs/30_probe.ipynb #4dcd303a
+# %% ../nbs/30_probe.ipynb #1108c604
 def selectivity(X, y,        # [rows, n], array or CSR; [rows] the concept
                 types=None,  # [rows] what a control label is drawn for; None: each row is its own, and the control can only be guessed
                 groups=None, held=None, # as in `sparse_curve`
@@ -199,6 +203,7 @@ def selectivity(X, y,        # [rows, n], array or CSR; [rows] the concept
     _sides(code, names, held)
     kind = np.arange(len(code)) if types is None else pd.factorize(pd.Series(list(types)))[0]
     if len(kind) != len(code): raise BadInput(f'{len(kind)} types were given for {len(code)} rows: give one for each')
+    if (kind < 0).any(): raise BadInput(f'{int((kind < 0).sum())} of {len(kind)} types are missing: leave out those rows')
     if draws < 1 or kind.max() + 1 < len(names): raise BadInput(f'{kind.max() + 1} types and {draws} draws were given: give a type for each of {len(names)} classes at least, and a draw')
     probe = make_probe(dense=not hasattr(X, 'tocsr'), seed=seed) if probe is None else probe
     score = lambda c: balanced_accuracy(clone(probe).fit(X[~held], c[~held]).predict(X[held]) == c[held], c[held])
@@ -212,7 +217,7 @@ def _lots(code, kind, held, rng): # a class for each type, as frequent among typ
         if all(len(np.unique(lots[s])) == len(share) for s in (held, ~held)): return lots
     raise BadInput(f'{kind.max() + 1} types are too few to draw control labels that have every class on both sides: give more types, or fewer classes')
 
-# %% ../nbs/30_probe.ipynb #0c68bce3
+# %% ../nbs/30_probe.ipynb #f55fd958
 SHARES = (.001, .002, .004, .008, .016, .032, .0625, .125, .25, .5, 1.) # of the rows, told after each block (Voita & Titov 2020)
 
 def mdl(X, y,        # [rows, n], array or CSR; [rows] the concept
@@ -226,7 +231,7 @@ def mdl(X, y,        # [rows, n], array or CSR; [rows] the concept
     X, code, names, groups, _ = _arrays(X, y, groups, None, dense=False)
     probe = make_probe(dense=not hasattr(X, 'tocsr'), balanced=False, seed=seed) if probe is None else probe
     if not hasattr(probe, 'predict_proba'): raise BadInput(f'{type(probe).__name__} gives no probabilities: a code needs a classifier with predict_proba')
-    if not all(0 < a < b <= 1 for a, b in zip(shares, shares[1:])) or shares[-1] != 1: raise BadInput(f'shares {tuple(shares)} were given: give rising ones above 0, the last of them 1')
+    if not len(shares) or not all(0 < a < b <= 1 for a, b in zip(shares, shares[1:])) or shares[-1] != 1: raise BadInput(f'shares {tuple(shares)} were given: give rising ones above 0, the last of them 1')
     rng, whose = np.random.default_rng(seed), pd.factorize(pd.Series(groups))[0]
     order = np.lexsort((rng.permutation(len(code)), rng.permutation(whose.max() + 1)[whose]))
     ends, bits, at = sorted({max(1, round(s*len(code))) for s in shares}), 0., 0

@@ -18,25 +18,29 @@ from . import cache, sites
 from .core import BadInput, digest, one_of, out_dir, read_json, write_json
 from .sites import Site, unwrap
 
-# %% ../nbs/28_readings.ipynb #93a3663c
+# %% ../nbs/28_readings.ipynb #32a7fab4
 POOLS = ('mean', 'last', 'first', 'max', 'sum')
 
 def _one(use, how): # [batch, seq] bool: the number of each row's first or last token in use
     return use.int().argmax(1) if how == 'first' else use.shape[1] - 1 - use.flip(1).int().argmax(1)
 
+def _fits(h, use): # what can be wrong with activations and the tokens that count
+    if h.ndim != 3: raise BadInput(f'activations of shape {list(h.shape)} were given: give [batch, seq, d]')
+    if use.dtype != torch.bool or use.shape != h.shape[:2]: raise BadInput(f'tokens in use were given as {str(use.dtype)[6:]} of shape {list(use.shape)} for activations of shape {list(h.shape)}: give a bool for each token, such as attention_mask > 0')
+    if not use.any(1).all(): raise BadInput(f'text {int((~use.any(1)).nonzero()[0])} has no token in use: leave it out')
+
 def pool(h:torch.Tensor,     # [batch, seq, d]
          use:torch.Tensor,   # [batch, seq] bool: the tokens that count
          how:str='mean'):    # one of `POOLS`
-    "One row a text: [batch, d]. Raises `BadInput` for a text of which no token counts."
-    one_of('pooling', how, POOLS)
-    if not use.any(1).all(): raise BadInput(f'text {int((~use.any(1)).nonzero()[0])} has no token in use: leave it out')
+    "One row a text: [batch, d]. Raises `BadInput` for a text of which no token counts, or shapes that do not fit."
+    one_of('pooling', how, POOLS); _fits(h, use)
     m = use[..., None].to(h.device)
     if how == 'max': return h.masked_fill(~m, -math.inf).amax(1)
     if how in ('first', 'last'): return h[torch.arange(len(h), device=h.device), _one(use, how).to(h.device)]
     total = h.masked_fill(~m, 0).sum(1)
     return total if how == 'sum' else total/m.sum(1)
 
-# %% ../nbs/28_readings.ipynb #25921f12
+# %% ../nbs/28_readings.ipynb #8b098850
 CODE_POOLS = (*POOLS, 'count', 'count_topn')
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Reading:
     def __post_init__(self):
         if not isinstance(self.site, Site): raise BadInput(f'{self.site!r} is not a site: use site(model, layer)')
         if self.site.positions is not None: raise BadInput(f'{self.site} has positions of its own: give {self.site.at(None)}, pooling chooses')
+        if self.sae is not None and not (hasattr(self.sae, 'n') and callable(getattr(self.sae, 'encode', None))): raise BadInput(f'{self.sae!r} was given as an SAE: give one that was loaded, or whatever has n and encode')
         if self.sae is None and self.pool in CODE_POOLS[-2:]: raise BadInput(f'pool={self.pool!r} was asked of hidden states, which are all active: give an SAE, or one of {", ".join(POOLS)}')
         one_of('pooling', self.pool, POOLS if self.sae is None else CODE_POOLS)
         whole = isinstance(self.n, (int, np.integer)) and not isinstance(self.n, bool) and self.n >= 1
@@ -61,13 +66,15 @@ class Reading:
         "As JSON can hold it; an SAE by its class and the hash of its weights."
         return dict(site=self.site.to_dict(), sae=None if self.sae is None else cache._name(self.sae), pool=self.pool, n=None if self.n is None else int(self.n))
 
-# %% ../nbs/28_readings.ipynb #04e03338
+# %% ../nbs/28_readings.ipynb #b1d54171
 _TOKENS = 4096 # encoded at once
 
 def _encoded(sae, h): # [tokens, d]: sparse codes of some thousand tokens each
     if getattr(sae, 'training', False) and getattr(sae, 'activation', None) == 'batch_topk': raise BadInput('the SAE is in training mode, where BatchTopK counts the rows of a batch together: call sae.eval()')
     w = next(iter(sae.parameters()), h) if isinstance(sae, torch.nn.Module) else h
-    return [sae.encode(x.to(w.device)) for x in h.split(_TOKENS)]
+    codes = [sae.encode(x.to(w.device)) for x in h.split(_TOKENS)]
+    if bad := sum(int((~torch.isfinite(c.values)).any(-1).sum()) for c in codes): raise BadInput(f'{bad} of {len(h)} activations, all of them finite, were encoded to NaN or infinity: the SAE is damaged, or its precision too low, so load it again in float32')
+    return codes
 
 def _entries(codes, n=None): # number of the token, feature and value of every entry that is not 0; n: of the n largest of a token
     parts = [cache._nonzero(c if n is None else c.keep(min(n, c.values.shape[-1])), torch.float32) for c in codes]
@@ -86,8 +93,7 @@ def _by_text(text, feature, value, shape, how): # entries of the tokens that cou
     return sparse.csr_matrix((value, feature.astype(np.int32), np.append(0, np.bincount(text, minlength=shape[0]).cumsum()).astype(np.int32)), shape)
 
 def _pooled(h, use, readings): # [batch, seq, d], [batch, seq]; readings of one site and SAE: float32 arrays [batch, d] or CSR [batch, n]
-    if not use.any(1).all(): raise BadInput(f'text {int((~use.any(1)).nonzero()[0])} has no token in use: leave it out')
-    sae, use = readings[0].sae, use.cpu().bool()
+    sae, use = readings[0].sae, use.cpu(); _fits(h, use)
     if sae is None: return [pool(h.float(), use, r.pool).cpu().numpy() for r in readings]
     of = {r: torch.zeros_like(use).scatter_(1, _one(use, r.pool)[:, None], True) if r.pool in ('first', 'last') else use for r in readings} # tokens that count
     need = torch.stack(list(of.values())).any(0)
@@ -102,15 +108,15 @@ def _pooled(h, use, readings): # [batch, seq, d], [batch, seq]; readings of one 
         out.append(x)
     return out
 
-# %% ../nbs/28_readings.ipynb #356c7a86
+# %% ../nbs/28_readings.ipynb #acf7a2af
 @patch
 @torch.no_grad()
 def of(self:Reading, h:torch.Tensor, # [batch, seq, d] at the site
-       use=None): # [batch, seq] bool: the tokens that count; None: all
-    "Activations that were read already, pooled: a float32 array [batch, d], or with an SAE its features as a SciPy CSR matrix [batch, n]."
-    return _pooled(h, torch.ones(h.shape[:2], dtype=torch.bool) if use is None else use, [self])[0]
+       use=None): # [batch, seq] bool, a tensor or an array: the tokens that count; None: all
+    "Activations that were read already, pooled: a float32 array [batch, d], or with an SAE its features as a SciPy CSR matrix [batch, n]. Raises `BadInput` for shapes that do not fit, NaN, or a text of which no token counts."
+    return _pooled(h, torch.ones(h.shape[:2], dtype=torch.bool) if use is None else torch.as_tensor(use), [self])[0]
 
-# %% ../nbs/28_readings.ipynb #275716e0
+# %% ../nbs/28_readings.ipynb #0d27667d
 @torch.no_grad()
 def _read(model, tokenizer, texts, at, batch, length, progress): # yields numbers of texts, their tokens in use [rows, seq], {site: activations [rows, seq, d]}; texts of a length together
     bad = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
@@ -140,24 +146,33 @@ def _gather(model, tokenizer, texts, readings, batch, length, progress): # {read
         if r.sae is None and not (ok := np.isfinite(x).all(1)).all(): raise BadInput(f'{int((~ok).sum())} of {len(ok)} texts have NaN or infinity at {r.site}: load the model in float32')
     return {r: x[back] for r, x in out.items()}
 
+def _positions(model): # tokens that the model has positions for; RoBERTa and its kin begin to count behind the number of the padding token
+    m = unwrap(model)
+    cfg = getattr(m, 'config', None)
+    most = next((n for c in (cfg, getattr(cfg, 'text_config', None)) if isinstance(n := getattr(c, 'max_position_embeddings', None), int) and n > 0), math.inf)
+    return most - next((e.padding_idx + 1 for k, e in m.named_modules() if k.endswith('position_embeddings') and getattr(e, 'padding_idx', None) is not None), 0)
+
 def pooled(model, tokenizer, texts, at, # a Site or several
            how:str='mean',  # one of `POOLS`
-           batch:int=64, length:int=256, # tokens; the rest of a text is cut off
+           batch:int=64, length:int=256, # tokens, no more than the model has positions for; the rest of a text is cut off
            progress:bool=True):
     "Activations pooled over each text, float32 on the CPU: [texts, d]; a dict of them if several sites were given. Padding and special tokens do not count. What is done to the model around the call is done here too."
     some = {s: Reading(s, pool=how) for s in ([at] if isinstance(at, Site) else at)}
-    out = _gather(model, tokenizer, list(texts), some.values(), batch, length, progress)
+    out = _gather(model, tokenizer, list(texts), some.values(), batch, min(length, _positions(model)), progress)
     return torch.from_numpy(out[some[at]]) if isinstance(at, Site) else {s: torch.from_numpy(out[r]) for s, r in some.items()}
 
-# %% ../nbs/28_readings.ipynb #d52734ed
+# %% ../nbs/28_readings.ipynb #d8f167b6
 _SHARD = 256 # texts
 
 class _Store: # one reading of all texts: a folder of shards, made in any order
     def __init__(self, path, config):
         self.path, self.config, self.shards = out_dir(path), config, {}
+        self._listed()
+
+    def _listed(self): # what the manifest names, which another process may have written since
         f = self.path/'manifest.json'
         if not f.exists(): return
-        try: self.shards = {i: str(s) for i, s in read_json(f)['shards'].items()}
+        try: self.shards |= {i: str(s) for i, s in read_json(f)['shards'].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as e: raise BadInput(f'{str(f)!r} is damaged ({type(e).__name__}): delete its folder and run the same call again') from None
 
     def _file(self, i): return self.path/f'{i:05}.safetensors'
@@ -173,7 +188,7 @@ class _Store: # one reading of all texts: a folder of shards, made in any order
         t = dict(x=x) if isinstance(x, np.ndarray) else dict(indptr=x.indptr, indices=x.indices, data=x.data, n=np.array([x.shape[1]]))
         with cache._kept(self.path):
             sha = cache._save(self._file(i), {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in t.items()})
-            self.shards[str(i)] = sha
+            self._listed(); self.shards[str(i)] = sha
             write_json(self.path/'manifest.json', dict(format='saebook-reading', version=1, config=self.config, shards=self.shards))
 
 # %% ../nbs/28_readings.ipynb #17421470
@@ -188,27 +203,31 @@ def _tokens(tokenizer, texts, length): # the hash of all that a model is to see;
     if bad is not None: raise BadInput(f'text {bad} has no token in use ({texts[bad][:40]!r}): leave it out')
     return lambda order: digest(np.concatenate([ids[i] for i in order]).astype('<i8').tobytes(), np.array([len(ids[i]) for i in order], '<i8').tobytes(), special)
 
-# %% ../nbs/28_readings.ipynb #1b38f631
+# %% ../nbs/28_readings.ipynb #ad876450
 def collect(model, tokenizer, texts,
             readings:dict,     # {name: Reading}
             path=None,         # a folder: what was read is kept there, and only what is missing is read. What was written for other texts or models stays beside it
             batch:int=64,      # texts in one forward pass, 256 at most
-            length:int=256,    # tokens; the rest of a text is cut off
+            length:int=256,    # tokens, no more than the model has positions for; the rest of a text is cut off
             progress:bool=True):
     """Every reading of the texts, from one forward pass over them: {name: float32 array [texts, d], or with an SAE a SciPy CSR matrix [texts, n]}. Padding and special tokens do not count. Raises `BadInput` for a text without tokens, NaN,
-    a damaged shard, or a `path` while the model is patched; finished shards are kept."""
+    a damaged shard, or a `path` while the model is patched or for an encoder whose weights cannot be told; finished shards are kept."""
     texts = list(texts)
     if not texts or not readings: raise BadInput(f'{len(texts)} texts and {len(readings)} readings were given: give at least one of each')
     if batch < 1 or length < 1: raise BadInput(f'batch={batch} and length={length} were given: give at least 1 of each')
     for k, r in dict(readings).items():
         if not isinstance(r, Reading): raise BadInput(f'reading {k!r} is a {type(r).__name__}: give Reading(site), or Reading(site, sae)')
     if unwrap(model).training: raise BadInput('the model is in training mode, where dropout makes each run another: call model.eval()')
+    length = min(length, _positions(model))
     name, order = _tokens(tokenizer, texts, length), sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
     parts, stores, got = [order[i:i + _SHARD] for i in range(0, len(order), _SHARD)], {}, {r: {} for r in readings.values()}
     if path is not None:
         if _patched(model): raise BadInput('the model is patched, which the name of what is kept would not tell: leave out path')
+        named = {r: r.to_dict() for r in got}
+        for k, r in readings.items():
+            if r.sae is not None and named[r]['sae']['digest'] is None: raise BadInput(f'the encoder of reading {k!r} is a {type(r.sae).__name__}, whose weights cannot be told from those of another: leave out path, or give a torch module')
         of = dict(model=cache._name(model), texts=name(order), count=len(texts), length=length)
-        stores = {r: _Store(out_dir(path)/digest(c), c) for r in got for c in [dict(of, reading=r.to_dict())]}
+        stores = {r: _Store(out_dir(path)/digest(c), c) for r in got for c in [dict(of, reading=named[r])]}
         got = {r: {i: x for i in range(len(parts)) if (x := s.get(i)) is not None} for r, s in stores.items()}
     with tqdm(total=len(texts), unit='text', disable=not progress, desc='read', leave=False) as bar:
         for i, rows in enumerate(parts):

@@ -17,7 +17,7 @@ from .codes import SparseCode
 from .core import BadInput, atomic, one_of, out_dir, read_json, reason, redacted, seeded, write_json
 from .sites import Site
 
-# %% ../nbs/04_sae.ipynb #5548e6f7
+# %% ../nbs/04_sae.ipynb #2fda5e14
 ACTIVATIONS = ('topk', 'batch_topk', 'group_max', 'relu', 'jump_relu', 'gated')
 _FIXED = ('topk', 'batch_topk', 'group_max') # those that k rules
 NORMS = ('none', 'layer_norm', 'unit_norm') # mean 0 and standard deviation 1 over the dimensions (Gao et al. 2024); length √d
@@ -65,7 +65,11 @@ class SAE(nn.Module):
         if self.activation == 'jump_relu': self.threshold = nn.Parameter(torch.full((self.n,), 1e-3))
         if self.activation == 'gated': self.b_gate, self.r_mag = (nn.Parameter(torch.zeros(self.n)) for _ in range(2))
 
-    def extra_repr(self): return f'd_in={self.d_in}, n={self.n}, activation={self.activation!r}' + (f', k={self.k}' if self.activation in _FIXED else '')
+    _usual = dict(center_input=False, normalize='none', apply_b_dec=True)
+    def extra_repr(self): # all that changes what is computed: a cache knows an SAE by this and its weights
+        return ', '.join([f'd_in={self.d_in}, n={self.n}, activation={self.activation!r}'] + [f'k={self.k}']*(self.activation in _FIXED) + [f'{s}={v!r}' for s, u in self._usual.items() if (v := getattr(self, s)) != u])
+
+    def __sklearn_clone__(self): return self # a setting of scikit-learn's, such as one of a grid, is cloned for every fit: an SAE is not fitted there, and its copy would be taken for another one
 
 # %% ../nbs/04_sae.ipynb #1ab1513b
 @patch(as_prop=True)
@@ -190,9 +194,10 @@ def fold_norms(self:SAE):
         if getattr(self, name, norm[0]).ndim: getattr(self, name).mul_(norm) # not BatchTopK's one threshold
     return self
 
-# %% ../nbs/04_sae.ipynb #b79ce5bf
+# %% ../nbs/04_sae.ipynb #ac9a2d81
 class Transcoder(SAE):
     "Reads the input of the module at `site` (..., d_in) and predicts its output (..., d_out): `W_dec` [n, d_out]; with `skip`, `W_skip` [d_in, d_out] is added."
+    _usual = dict(center_input=False, normalize='none') # of `b_dec` nothing is ever subtracted
     def __init__(self, d_in:int, n:int, activation:str='topk', k:int=16, site:Site|None=None, seed:int=0, info:dict|None=None, prefixes=(), center_input:bool=False, normalize:str='none', # of the input alone
                  d_out:int|None=None, # width of the module's output; None: that of its input
                  skip:bool=False):    # add a linear map of the input

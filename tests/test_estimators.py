@@ -4,14 +4,18 @@ import copy, pickle, re, subprocess, sys, zipfile
 import numpy as np, pandas as pd, pytest, torch
 from scipy import sparse, stats
 from sklearn.base import clone
-from sklearn.decomposition import PCA
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.decomposition import NMF, PCA
+from sklearn.ensemble import BaggingClassifier, GradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_selection import chi2, f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import ClassifierChain
 from sklearn.pipeline import Pipeline
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 from saebook import estimators, sites
 from saebook.core import BadInput
@@ -23,6 +27,12 @@ from saebook.world import World, load_taught
 
 @parametrize_with_checks([SAEFeatures(), SAEFeatures(n=8, k=2, seed=1), Binarise(), Binarise(quantile=.5), *(TopFeatures(3, by) for by in BY)])
 def test_scikit_learns_own_checks(estimator, check): check(estimator)
+
+def test_scikit_learns_own_checks_of_a_given_sae_fail_where_they_bring_another_width_and_nowhere_else():
+    got = check_estimator(SAEFeatures(SAE(10, 24, k=3).eval()), on_fail=None, on_skip=None)
+    why = [str(r['exception'].__cause__ or r['exception'].__context__ or r['exception']) + str(r['exception']) for r in got if r['status'] == 'failed']
+    assert all('to an SAE of width 10' in w for w in why), why
+    assert sum(r['status'] == 'passed' for r in got) > 15
 
 def data(classes=2, rows=300, n=60, seed=0, density=.1):
     "Sparse columns, of which the first of each class fires with it."
@@ -61,8 +71,11 @@ def test_the_planted_columns_are_found_and_sparse_is_dense(by):
 
 def test_columns_that_never_change_come_last_and_warn_of_nothing(recwarn):
     X, y = data()
-    X = sparse.hstack([sparse.csr_matrix((300, 400)), X, np.ones((300, 2))]).tocsr() # so many that a warning would take several lines
-    for by in BY: assert set(TopFeatures(20, by).fit(X, y).features_) <= set(range(400, 460)), by
+    X = sparse.hstack([sparse.csr_matrix((300, 400)), X, np.tile([1, 1, .001, .1], (300, 1))]).tocsr() # so many that a warning would take several lines; sums of .1 are rounded
+    for by in BY:
+        for x in (X, X.toarray()):
+            top = TopFeatures(20, by).fit(x, y)
+            assert set(top.features_) <= set(range(400, 460)) and not top.scores_[460:].any(), by
     assert not [w for w in recwarn if 'constant' in str(w.message)]
 
 def test_quantiles_are_of_the_values_that_are_not_zero():
@@ -93,8 +106,44 @@ def test_texts_are_read_as_collect_reads_them_and_remembered_if_asked(taught):
         assert (clone(T).transform(df.text.to_numpy()[::-1]) != want[::-1]).nnz == 0 and len(calls) == n
         clone(T).set_params(pool='sum').transform(df.text[:3]); assert len(calls) == n + 1
         TextActivations(model, tok, at).transform(df.text[:3].tolist()); TextActivations(model, tok, at).transform(df.text[:3]); assert len(calls) == n + 3
+        whole, n = T.transform(df.text[:3]), len(calls)
+        with sites.patch(model, {at: lambda h: 2*h}): # what a patched model says is neither taken from memory nor kept there
+            assert (T.transform(df.text[:3]) != whole).nnz and len(calls) == n + 1
+        assert (T.transform(df.text[:3]) != whole).nnz == 0 and len(calls) == n + 1
+        for says, texts in (('0 texts', []), (r"text 3 has no token in use \(' '\)", [df.text[0]]*3 + [' ']), ('text 2 is None', ['a nurse', 'a nurse', None])):
+            with pytest.raises(BadInput, match=says): T.transform(texts)
     finally: hook.remove()
     assert len(repr(T)) < 200 and T.get_feature_names_out()[:2].tolist() == ['f0', 'f1']
+
+def test_coin_tosses_stay_coin_tosses_where_features_are_chosen_inside_the_fold_and_nowhere_else():
+    "200 rows, 4,000 columns, 20 of them chosen: ten seeds."
+    inside, outside = [], []
+    for seed in range(10):
+        g = np.random.default_rng(seed)
+        X, y = sparse.random(200, 4000, .05, 'csr', rng=g), g.permutation(np.arange(200) % 2)
+        inside.append(cross_val_score(make_probe(20), X, y).mean()); outside.append(cross_val_score(make_probe(), TopFeatures(20).fit_transform(X, y), y).mean())
+    assert all(.4 <= a <= .6 for a in inside) and np.mean(outside) > .75, (inside, outside)
+
+def test_a_clone_with_other_settings_predicts_as_one_that_was_made_with_them():
+    g = np.random.default_rng(0)
+    X, y = g.normal(size=(150, 6)), np.arange(150) % 3
+    X[:, 0] += y
+    made = lambda k, seed, C, **kw: Pipeline([('sae', SAEFeatures(n=40, k=4, seed=seed)), *make_probe(k, C=C, **kw).steps])
+    one = made(5, 0, 1., quantile=.5).fit(X, y)
+    same, other = clone(one).fit(X, y), clone(one).set_params(sae__seed=3, top__k=12, top__by='t', binarise__quantile=.2, probe__C=.1).fit(X, y)
+    want = made(12, 3, .1, by='t', quantile=.2).fit(X, y)
+    assert (same.predict_proba(X) == one.predict_proba(X)).all() and (other.predict_proba(X) == want.predict_proba(X)).all() and (other.predict_proba(X) != one.predict_proba(X)).any()
+
+def test_a_grid_over_saes_copies_none_and_several_processes_find_the_same():
+    g = np.random.default_rng(0)
+    X, y = g.normal(size=(150, 6)).astype(np.float32), np.arange(150) % 2
+    X[:, 0] += 2*y
+    saes, found = [SAE(6, 24, k=3, seed=s).eval() for s in range(2)], []
+    for jobs in (1, 2):
+        found.append(GridSearchCV(Pipeline([('sae', SAEFeatures(saes[0])), *make_probe(8).steps]), dict(sae__sae=saes, top__k=[2, 8]), cv=3, n_jobs=jobs).fit(X, y))
+        assert any(found[-1].best_estimator_['sae'].sae is s for s in saes) and clone(saes[0], safe=False) is saes[0]
+    a, b = (f.cv_results_['mean_test_score'] for f in found)
+    assert (a == b).all() and (found[0].predict_proba(X) == found[1].predict_proba(X)).all()
 
 def test_in_a_grid_search_nothing_leaks():
     "The trap again, as a grid over k and the threshold: coin tosses stay coin tosses."
@@ -148,6 +197,13 @@ def test_a_trees_text_page_and_picture_list_the_same_nodes_and_its_leaves_add_up
     assert len(lines) == len(nodes) and sum(int(re.search(r'(\d+) ×', l)[1]) for l in lines if '×' in l) == 300
     import matplotlib.pyplot as plt; plt.close(ax.figure)
 
+def test_a_picture_of_a_large_tree_stays_of_a_size_that_can_be_drawn():
+    import matplotlib.pyplot as plt
+    g = np.random.default_rng(0)
+    ax = tree_plot(DecisionTreeClassifier().fit(g.normal(size=(300, 3)), g.integers(2, size=300)))
+    assert ax.figure.get_figwidth() == 60
+    plt.close(ax.figure)
+
 @pytest.mark.parametrize('classes', [2, 3])
 def test_a_direction_is_how_the_decision_changes(classes):
     g = np.random.default_rng(0)
@@ -163,6 +219,9 @@ def test_a_direction_is_how_the_decision_changes(classes):
     full = np.zeros((len(np.atleast_2d(p[-1].coef_)), 30)); full[:, p['top'].get_support()] = p[-1].coef_
     want = (full @ sae.W_dec.detach().numpy()).squeeze()
     assert np.allclose(probe_direction(p, sae), want, atol=1e-5) and np.allclose(probe_direction(q), want, atol=1e-5)
+    for says, first in (('a step NMF, which is not linear', [('a', NMF(3, max_iter=1000))]), ('a step PCA, which is not linear', [('a', PCA(3, whiten=True))]), ('a step StandardScaler before its SAE', [('a', StandardScaler()), ('b', SAEFeatures(sae))])):
+        bent = Pipeline([*first, ('probe', LogisticRegression())]).fit(np.abs(X), y)
+        with pytest.raises(BadInput, match=says): probe_direction(bent)
 
 # ---- files
 
@@ -177,6 +236,13 @@ def test_what_was_saved_predicts_the_same_in_another_process(tmp_path):
     code = "import sys, numpy as np; from saebook.probe import load_probe; X = np.load(sys.argv[1] + '/X.npy')\nfor i in range(5): np.save(f'{sys.argv[1]}/{i}.npy', load_probe(f'{sys.argv[1]}/{i}.skops').predict_proba(X))"
     assert (r := subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True)).returncode == 0, r.stderr
     for i, p in enumerate(made): assert np.abs(np.load(tmp_path/f'{i}.npy') - p.predict_proba(X)).max() < 1e-6, i
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_saved_probes_sae_keeps_its_precision_to_the_bit(dtype, tmp_path):
+    sae = SAE(6, 24, 'jump_relu').to(dtype)
+    with torch.no_grad(): sae.b_enc.copy_(torch.rand(24, dtype=torch.float64)/3)
+    back = load_probe(save_probe(SAEFeatures(sae).fit(np.ones((3, 6))), tmp_path/'p')).sae
+    assert all(torch.equal(a, b) and b.dtype == dtype for a, b in zip(sae.state_dict().values(), back.state_dict().values()))
 
 class Bomb:
     def __reduce__(self): return eval, ("__import__('pathlib').Path('bang').touch()",)
@@ -206,12 +272,59 @@ def test_a_tree_whose_nodes_lead_nowhere_is_refused(tmp_path):
     forest.estimators_[1].tree_.feature[0] = 999
     with pytest.raises(BadInput, match='lead nowhere'): load_probe(save_probe(forest, tmp_path/'g.skops'))
 
+def remade(tree, n_features=None, **state): # what only a file can say of a tree
+    make, (n, classes, outputs), old = tree.__reduce__()
+    new = make(n_features or n, classes, outputs)
+    new.__setstate__(old | state)
+    return new
+
+def test_trees_that_compiled_code_would_follow_out_of_memory_are_refused_however_deep(tmp_path):
+    "Each of these ends the process if it is asked to predict; so it is not asked here."
+    X, y = data(rows=120, n=12)
+    X = X.toarray(); g = np.random.default_rng(0).permutation(y) # coin tosses: the tree grows deep
+    tree = lambda: DecisionTreeClassifier(random_state=0).fit(X, g)
+    def bent(e, **kw): # with its tree made again
+        e.tree_ = remade(e.tree_, **kw); e.n_features_in_ = e.tree_.n_features
+        return e
+    def nodes(t, i, **kw): # a tree with a node changed
+        new = t.tree_.__getstate__()['nodes'].copy()
+        for k, v in kw.items(): new[k][i] = v
+        return bent(t, nodes=new)
+    deep = tree(); leaf = int(np.flatnonzero(deep.tree_.children_left < 0)[0]); assert deep.tree_.max_depth > 4
+    last = int(np.flatnonzero(deep.tree_.children_left >= 0)[-1])
+    def spoilt(e, how): e.fit(X, y); how(e); return e
+    def wider(b): b.estimators_ = np.repeat(b.estimators_, 9, 1)
+    def one_wide(b): bent(b.estimators_[1, 0], n_features=2**30 + 5)
+    def narrow(b): b.n_features_in_ = 3
+    def unsaid(b): del b.n_features_in_
+    def fewer(b): b.estimators_features_[0] = b.estimators_features_[0][:2]
+    def first(b): b.estimators_[0] = nodes(tree(), 0, feature=-7)
+    nested = Pipeline([('a', StandardScaler()), ('b', Pipeline([('c', DecisionTreeClassifier())]))]).fit(X, y); bent(nested['b']['c'], n_features=13); nested['b']['c'].n_features_in_ = 12
+    hostile = dict(nested=nested, one=spoilt(GradientBoostingClassifier(n_estimators=2), one_wide), columns=spoilt(GradientBoostingClassifier(n_estimators=2), wider), shallow=bent(tree(), max_depth=0), endless=bent(tree(), max_depth=2**63 - 1),
+                   none=bent(tree(), node_count=0), back=nodes(tree(), leaf, left_child=-5), two=nodes(tree(), 0, right_child=last), narrow=spoilt(RandomForestClassifier(2), narrow), unsaid=spoilt(RandomForestClassifier(2), unsaid),
+                   bagged=spoilt(BaggingClassifier(DecisionTreeClassifier(), 2, max_features=.5), fewer), rest=spoilt(OneVsRestClassifier(DecisionTreeClassifier()), first))
+    for name, e in hostile.items():
+        with pytest.raises(BadInput, match='lead nowhere'): load_probe(save_probe(e, tmp_path/name)); pytest.fail(name)
+
+def test_sound_trees_in_any_company_are_loaded(tmp_path):
+    X, y = data(3, rows=120, n=12)
+    X = X.toarray()
+    for i, e in enumerate((DecisionTreeClassifier(max_depth=1), DecisionTreeClassifier(ccp_alpha=.02), DecisionTreeClassifier(max_leaf_nodes=7), DecisionTreeClassifier(min_samples_leaf=100), RandomForestClassifier(3), GradientBoostingClassifier(n_estimators=2), GradientBoostingClassifier(n_estimators=2, init='zero'),
+                           BaggingClassifier(DecisionTreeClassifier(), 2, max_features=.5), OneVsRestClassifier(DecisionTreeClassifier()), Pipeline([('p', Pipeline([('s', StandardScaler()), ('t', DecisionTreeClassifier())]))]))):
+        e.fit(X, y)
+        assert (load_probe(save_probe(e, tmp_path/str(i))).predict(X) == e.predict(X)).all(), e
+    Y = np.stack([y == 'a', X[:, 0] > X[:, 1]], 1).astype(int) # the second tree of a chain is given what the first one said, one feature more
+    chain = ClassifierChain(DecisionTreeClassifier()).fit(X, Y)
+    assert (load_probe(save_probe(chain, tmp_path/'chain')).predict(X) == chain.predict(X)).all()
+
 # ---- what cannot be
 
 def test_mistakes_are_told_in_a_sentence(taught):
     model, tok, df, at = taught
     X, y = data()
     for says, f in (("unknown way to rank features 'luck'", lambda: TopFeatures(by='luck').fit(X, y)), ('k=True was given', lambda: TopFeatures(True).fit(X, y)), ('quantile=2 was given', lambda: Binarise(quantile=2).fit(X)),
+                    ('threshold=0.0 and quantile=0.5 were given', lambda: make_probe(threshold=0., quantile=.5)), ("'abc' was given as an SAE", lambda: SAEFeatures('abc').fit(X.toarray())), ('row 3 was asked for: there are rows 0 to 2', lambda: contributions(make_probe().fit(X, y), X[:3]).top(3)),
+                    ('2 names were given, and none for feature', lambda: tree_text(make_probe(reader='tree').fit(X[:, :9], y), 'ab')), ('2 names were given, and none for feature', lambda: tree_plot(make_probe(reader='tree').fit(X, y), 'ab')),
                     ("unknown reader 'svm'", lambda: make_probe(reader='svm')), ('has no weights', lambda: contributions(make_probe(reader='tree').fit(X, y), X)), ('is no fitted tree', lambda: tree_nodes(make_probe().fit(X, y))),
                     ('is not linear', lambda: probe_direction(make_probe(threshold=1.).fit(X, y))), ('hidden states, which are all active', lambda: TextActivations(model, tok, at, 'count').fit(df.text)),
                     ('one text was given', lambda: TextActivations(model, tok, at).transform('a nurse')), ('width 6 were given to an SAE of width 5', lambda: SAEFeatures(SAE(5, 8, k=2)).fit(np.ones((3, 6)))),

@@ -1,7 +1,7 @@
 "Probes: splits, what each adversary must and must not see, false alarms, curves of few features, control labels, code lengths, and what is refused."
 import math
 
-import numpy as np, pytest
+import numpy as np, pytest, torch
 from scipy import sparse
 
 from saebook import probe
@@ -78,6 +78,20 @@ def test_five_planted_columns_are_worth_as_much_as_all(seed):
     dense = sparse_curve(X.toarray(), y, (1, 5), seed=seed, n=200).set_index('k')
     assert (dense.accuracy == f.accuracy[[1, 5]]).all() # sparse or not is the same
 
+def test_activations_of_any_precision_are_read_alike():
+    X, y = planted(rows=300, n=20)
+    X = torch.tensor(X.toarray()).bfloat16()
+    a, b = (sparse_curve(x, y, (1, 5), n=50) for x in (X, X.double().numpy()))
+    assert a.equals(b)
+
+def test_more_curves_than_colours_are_all_drawn_and_no_two_alike():
+    import matplotlib.pyplot as plt
+    f = sparse_curve(*planted(rows=300, n=20), (1, 5), n=50)
+    ax = probe.plot_sparse_curve({f'curve {i}': f for i in range(12)})
+    drawn = [l for l in ax.lines if l.get_label().startswith('curve')]
+    assert len(drawn) == 12 and len({tuple(np.ravel(l.get_color())) for l in drawn}) == 12
+    plt.close(ax.figure)
+
 def test_a_curve_of_coin_tosses_is_flat():
     "Columns are chosen on the fitting side: those that seem to know something there know nothing here."
     at5 = [sparse_curve(sparse.random(400, 3000, .05, 'csr', rng=g), g.permutation(np.arange(400) % 2), (5, 50), seed=s, n=50).accuracy.mean() for s in range(8) for g in [np.random.default_rng(s)]]
@@ -121,7 +135,9 @@ def test_the_online_code_is_the_sum_over_blocks():
 @pytest.mark.parametrize('says, ask', [
     ('a sparse matrix of shape', lambda X, y: read_out(X, y)), ('1 of 1000 rows hold NaN', lambda X, y: sparse_curve(spoilt(X), y)), ('no number of features', lambda X, y: sparse_curve(X, y, (0,))),
     ("no row of class '1' is held out", lambda X, y: sparse_curve(X, y, held=(y == 0) & (np.arange(1000) < 500))), ('10 types were given for 1000 rows', lambda X, y: selectivity(X, y, range(10))),
-    ('1 types and 5 draws', lambda X, y: selectivity(X, y, ['a']*1000)), ('gives no probabilities', lambda X, y: mdl(X, y, probe=object())), ('rising ones', lambda X, y: mdl(X, y, shares=(.5, .1, 1.)))])
+    ('1 types and 5 draws', lambda X, y: selectivity(X, y, ['a']*1000)), ('gives no probabilities', lambda X, y: mdl(X, y, probe=object())), ('rising ones', lambda X, y: mdl(X, y, shares=(.5, .1, 1.))), ('rising ones', lambda X, y: mdl(X, y, shares=())),
+    ('1 of 1000 types are missing', lambda X, y: selectivity(X, y, [None] + ['a', 'b', 'c']*333)), ('one group alone is judged on', lambda X, y: sparse_curve(X, y, groups=np.arange(1000)//500, held=np.arange(1000) < 500)),
+    ('one group alone is judged on', lambda X, y: read_out(X.toarray(), y, np.arange(1000)//500))])
 def test_what_a_curve_a_control_or_a_code_cannot_be_asked(says, ask):
     with pytest.raises(BadInput, match=says): ask(*planted())
 

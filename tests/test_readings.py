@@ -34,7 +34,13 @@ def test_pooling_does_not_see_padding():
         assert torch.allclose(got, alone, atol=1e-6), how
         spoilt = pool(torch.where(use[..., None], h, torch.tensor(float('nan'))), use, how)
         assert torch.allclose(got, spoilt, atol=1e-6), how
-    with pytest.raises(BadInput, match='unknown pooling'): pool(h, use, 'median')
+    for says, args in (('unknown pooling', (h, use, 'median')), ('tokens in use were given as int64', (h, use.long())), (r'activations of shape \[7, 5\]', (h[0], use)), (r'of shape \[3, 6\] for activations', (h, use[:, :6]))):
+        with pytest.raises(BadInput, match=says): pool(*args)
+    for r in (Reading(Site('h')), Reading(Site('h'), SAE(5, 8, 'relu'))): # an array will do, and what does not fit is told with features too
+        a, b = (r.of(h, u) for u in (use, use.numpy()))
+        assert (a != b).sum() == 0
+        for says, args in (('tokens in use were given as int64', (h, use.long())), (r'activations of shape \[7, 5\]', (h[0],)), (r'of shape \[3, 6\] for activations', (h, use[:, :6].numpy()))):
+            with pytest.raises(BadInput, match=says): r.of(*args)
 
 @pytest.mark.parametrize('how', ['mean', 'last', 'max'])
 def test_pooled_is_the_same_in_any_batch(how, taught):
@@ -121,6 +127,50 @@ def test_other_weights_texts_lengths_and_pools_are_other_readings(taught, texts,
     read(Reading(at, SAE(128, 64, k=4, site=at, seed=1))); read(Reading(at)); read(Reading(at, sae, 'sum')); read(Reading(at, sae, 'count_topn', 2)); read(Reading(at, sae, 'count_topn', 3)); assert seen() == 6
     read(t=texts[1:]); read(length=5); assert seen() == 8
     assert read(length=5).shape == (40, 64)
+    read(length=256); read(length=10**6); assert seen() == 8 # the model has no more positions than 256
+
+def test_an_sae_of_other_settings_is_another_one_though_its_weights_are_the_same(taught, texts, tmp_path):
+    at, seen = load_planted().site, []
+    for kw in ({}, dict(normalize='unit_norm'), dict(center_input=True), dict(apply_b_dec=False)):
+        sae = SAE(128, 64, k=4, site=at, **kw).eval()
+        with torch.no_grad(): sae.b_dec.fill_(.5)
+        ask = lambda path: collect(*taught, texts, dict(x=Reading(at, sae)), path, progress=False)['x']
+        seen.append(ask(tmp_path)); assert (seen[-1] != ask(None)).nnz == 0, kw
+    assert len(list(tmp_path.iterdir())) == 4 and all((a != b).nnz for i, a in enumerate(seen) for b in seen[:i])
+
+def test_an_encoder_that_cannot_be_told_from_another_is_not_kept(taught, texts, tmp_path):
+    class Bare:
+        n = 64
+        def __init__(self, seed): self.sae = SAE(128, 64, k=4, seed=seed)
+        def encode(self, x): return self.sae.encode(x)
+    at = load_planted().site
+    with pytest.raises(BadInput, match="encoder of reading 'x' is a Bare"): collect(*taught, texts, dict(x=Reading(at, Bare(0))), tmp_path, progress=False)
+    assert not list(tmp_path.iterdir()) and collect(*taught, texts, dict(x=Reading(at, Bare(0))), progress=False)['x'].shape == (40, 64)
+
+def test_two_writers_of_one_reading_keep_each_others_shards(tmp_path):
+    config, x = dict(a=1), np.ones((2, 3), np.float32)
+    a, b = (readings._Store(tmp_path, config) for _ in range(2))
+    a.put(0, x); b.put(1, 2*x); a.put(2, 3*x)
+    again = readings._Store(tmp_path, config)
+    assert [again.get(i)[0, 0] for i in range(3)] == [1, 2, 3]
+
+def test_a_text_is_cut_where_the_model_has_no_more_positions():
+    "RoBERTa begins to count behind the number of its padding token, and so has two positions less than its configuration says."
+    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+    tok, text = load_taught('base')[1], ' '.join(World(0).biographies(9).text)[:900]
+    small = dict(vocab_size=len(tok), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40, pad_token_id=1)
+    for model, most in ((RobertaModel(RobertaConfig(**small)).eval(), 38), (BertModel(BertConfig(**small)).eval(), 40)):
+        at = sites.site(model, 0)
+        long, cut = (collect(model, tok, [text], dict(x=Reading(at)), length=n, progress=False)['x'] for n in (256, most))
+        assert (long == cut).all() and (pooled(model, tok, [text], at, progress=False).numpy() == cut).all()
+        assert (collect(model, tok, [text], dict(x=Reading(at)), length=most - 1, progress=False)['x'] != cut).any()
+
+def test_what_is_no_sae_and_what_an_sae_makes_nan_of_is_told(taught, texts):
+    at, sae = load_planted().site, SAE(128, 64, 'relu', site=load_planted().site)
+    with pytest.raises(BadInput, match="'abc' was given as an SAE"): Reading(at, 'abc')
+    with torch.no_grad(): sae.W_enc[3, 5] = float('nan')
+    for how in ('mean', 'count'):
+        with pytest.raises(BadInput, match='all of them finite, were encoded to NaN or infinity'): collect(*taught, texts, dict(x=Reading(at, sae, how)), progress=False)
 
 def test_a_run_that_was_killed_goes_on_and_repeats_no_forward_pass(tmp_path):
     "Killed for good in the third of four shards; the next call makes two, and all is as if nothing had happened."

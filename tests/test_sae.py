@@ -25,6 +25,12 @@ def test_any_leading_shape_goes_in_and_comes_out(act, shape):
     code = sae.encode(x)
     assert sae(x).shape == shape and code.shape == (*shape[:-1], 24) and sae.decode(code.to_dense()).shape == shape
 
+def test_what_changes_the_code_stands_in_the_name_and_what_is_usual_does_not():
+    from saebook.sae import JointSAE, Transcoder
+    assert [repr(s) for s in (SAE(4, 8, k=2), SAE(4, 8, 'relu', center_input=True, normalize='layer_norm', apply_b_dec=False), Transcoder(4, 8, k=2), JointSAE([2, 2], 8, k=2))] == [
+        "SAE(d_in=4, n=8, activation='topk', k=2)", "SAE(d_in=4, n=8, activation='relu', center_input=True, normalize='layer_norm', apply_b_dec=False)", "Transcoder(d_in=4, n=8, activation='topk', k=2)",
+        "JointSAE(widths=[2, 2], n=8, kind='crosscoder', activation='batch_topk', k=2)"]
+
 def formula(sae, x): # each activation function as its paper has it, dense
     z = (x - sae.b_dec) @ sae.W_enc
     pre = z + sae.b_enc

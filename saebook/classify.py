@@ -24,11 +24,11 @@ from .core import BadInput, atomic, configured, digest, esc, html_page, one_of, 
 from .readings import CODE_POOLS, _SHARD, _Store, _joined, Reading, collect
 from .sae import SAE
 
-# %% ../nbs/31_classify.ipynb #5222640c
+# %% ../nbs/31_classify.ipynb #ed60e011
 def _csv(p, sep=','): return pd.read_csv(p, sep=sep, dtype=str, keep_default_na=False, na_values=['']) # None, null and NA are words, 007 is no 7; only an empty field is missing
-def _json(p, lines=False): return pd.read_json(p, lines=lines, dtype=False, convert_dates=False)
+def _json(text): return pd.DataFrame(json.loads(text), dtype=object) # a date stays text, a number what it is
 
-_TABLES = dict(csv=_csv, tsv=lambda p: _csv(p, '\t'), jsonl=lambda p: _json(p, True), json=_json, parquet=pd.read_parquet)
+_TABLES = dict(csv=_csv, tsv=lambda p: _csv(p, '\t'), jsonl=lambda p: _json(f"[{','.join(l for l in p.read_text(encoding='utf-8').split(chr(10)) if l.strip())}]"), json=lambda p: _json(p.read_text(encoding='utf-8')), parquet=pd.read_parquet)
 
 def read_table(source,           # a .csv, .tsv, .json, .jsonl or .parquet file, a data set's folder, or its name on the hub
                split:str='train', # of a data set
@@ -518,13 +518,13 @@ def _tree(pipe, classes): # a fitted tree as rows of nodes
     told = lambda f: None if pd.isna(f) else int(f) if names is None else str(names[f])
     return [dict(r, feature=told(r['feature']), threshold=None if pd.isna(r['feature']) else _round(r['threshold']), label=classes[r['label']], share=_round(r['share'])) for r in t.to_dict('records')]
 
-# %% ../nbs/31_classify.ipynb #2ce218c9
+# %% ../nbs/31_classify.ipynb #e7434b1b
 def judge(X,            # array or CSR [rows, d], or texts [rows]
           rows,         # a frame as `labelled` gives
           splits,       # of `make_splits`
           of:dict,      # what the row is: `row` (one of `ROWS`), `reader`; features, binarise, active where they apply
           settings=None): # `Settings`
-    "One row of a table as a plain dict: what was said (`guess`, packed [repeats, rows]), scores with their interval, what was chosen, the strongest inputs of the first split's reader."
+    "One row of a table as a plain dict: what was said (`guess`, packed [repeats, rows]), scores with their interval, what was chosen; of the first split's reader the score on the rows that choose and the strongest inputs."
     S, (y, classes) = settings or Settings(), pd.factorize(rows.label, sort=True)
     X, majority, shuffled = np.asarray(X, object) if isinstance(X, (list, pd.Series)) else X, of['row'] == 'majority', of['row'] == 'shuffled'
     deals = [(s, s.repeat) for s in splits] if not shuffled or len(splits) > 1 else [(splits[0], i) for i in range(5)] # chance needs more than one draw
@@ -540,9 +540,9 @@ def judge(X,            # array or CSR [rows, d], or texts [rows]
             guess[r, s.test] = pipe.predict(X[s.test]); chosen.append(c)
             first = first or (pipe, s)
         validation.append(f)
-    k, groups = len(classes), rows.group.to_numpy()
+    k, groups = len(classes), rows.group.to_numpy() # below, one reader's score on the dev rows: the mean over folds is larger where folds agree, which rows that judge have made them do
     low, high = f1_interval(y, guess, k, groups)
-    out = dict(of={k: v for k, v in of.items() if k != 'active'}, f1=macro_f1(y, guess, k), low=low, high=high, accuracy=float(np.mean([(g[g >= 0] == y[g >= 0]).mean() for g in guess])), validation=float(np.mean(validation)),
+    out = dict(of={k: v for k, v in of.items() if k != 'active'}, f1=macro_f1(y, guess, k), low=low, high=high, accuracy=float(np.mean([(g[g >= 0] == y[g >= 0]).mean() for g in guess])), validation=float(validation[0]),
                chosen=', '.join(dict.fromkeys(chosen)), size=0, guess=_packed(guess))
     if first:
         pipe, s = first
@@ -550,7 +550,7 @@ def judge(X,            # array or CSR [rows, d], or texts [rows]
         if of['reader'] == 'tree': out['tree'] = _tree(pipe, list(map(str, classes)))
     return out
 
-# %% ../nbs/31_classify.ipynb #b0c9e0ad
+# %% ../nbs/31_classify.ipynb #2e62bfe7
 SCHEMA = 'saebook-classify/1'
 _OF = ('dataset', 'model', 'layer', 'sae', 'pool', 'binarise', 'features', 'row', 'reader') # what names a row of a table
 
@@ -567,7 +567,7 @@ class Results:
 
     @cached_property
     def frame(self):
-        "The table: what each row is, its macro F1 with a 95 % interval, accuracy, the score on the rows that chose, the number of inputs."
+        "The table: what each row is, its macro F1 with a 95 % interval, accuracy, the first split's score on the rows that choose, the number of inputs."
         f = pd.DataFrame([{**{k: c['of'].get(k) for k in _OF}, **{k: c.get(k) for k in ('f1', 'low', 'high', 'accuracy', 'validation', 'size', 'chosen')}} for c in self.cells], columns=[*_OF, 'f1', 'low', 'high', 'accuracy', 'validation', 'size', 'chosen'])
         return f.astype(dict.fromkeys(('f1', 'low', 'high', 'accuracy', 'validation'), float))
 

@@ -59,7 +59,7 @@ def plot_confusion(M, ax=None): # of `Results.confusion`
     ax.set_xticks(range(len(M)), M.columns, rotation=40, ha='right'); ax.set_yticks(range(len(M)), M.index); ax.set_xlabel('taken for', fontsize=9); ax.set_ylabel('true', fontsize=9)
     return ax
 
-# %% ../nbs/60_dashboard.ipynb #d37e4720
+# %% ../nbs/60_dashboard.ipynb #7fb54dff
 def feature_rule(row:Opened, feature:int, label, threshold:float): # `threshold`: of the pooled feature
     "The rule *`label` if the feature is above the threshold*, on the texts that were fitted on and on those that judge: a frame with precision, recall, f1, the share of texts above, and the share of the class, which is the precision of saying it always."
     x, y, out = _column(row, feature), row.rows.label.to_numpy() == one_of('class', label, list(row.classes)), []
@@ -79,7 +79,7 @@ def plot_feature(row:Opened, feature:int, label, threshold:float|None=None, ax=N
     ax, at = views._axes(ax, (5.4, 2.6)), np.linspace(min(0, x.min()), max(x.max(), 1e-6), 200)
     for v, color, name in ((x[y], views.BLUE, str(label)), (x[~y], views.GREY, 'others')): ax.plot(at, [(v > t).mean() for t in at], color=color, label=name)
     if threshold is not None: ax.axvline(threshold, color=views.ORANGE, lw=1.4)
-    ax.set_ylim(0, 1.02); ax.set_xlabel(f'feature {feature} above', fontsize=9); ax.set_ylabel('share of texts', fontsize=9); ax.legend(fontsize=8, frameon=False)
+    ax.set_ylim(0, 1.02); ax.set_xlabel(f'feature {feature} above', fontsize=9); ax.set_ylabel('share of texts fitted on', fontsize=9); ax.legend(fontsize=8, frameon=False)
     return ax
 
 # %% ../nbs/60_dashboard.ipynb #bddfdfa6

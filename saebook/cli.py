@@ -43,7 +43,7 @@ def _parser():
     d.add_argument('--no-browser', dest='browser', action='store_false', help='do not open one')
     return p
 
-# %% ../nbs/90_cli.ipynb #fc20929d
+# %% ../nbs/90_cli.ipynb #66f15b40
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
@@ -82,6 +82,7 @@ def main(argv=None): # default: sys.argv
     try: dict(quickstart=_quickstart, run=_run, dashboard=_dashboard)[command](**args)
     except BadInput as e: print(f'saebook: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt:
-        kept = 'the same call goes on from here' if command == 'run' else f"the SAE as trained so far is in {Path(args['out'])/'sae'}" if (Path(args['out'])/'sae').is_dir() else 'nothing was finished'
+        sae = Path(args.get('out') or '')/'sae' # of quickstart
+        kept = dict(run='the same call goes on from here', dashboard='the page is closed, the results are as they were').get(command) or (f'the SAE as trained so far is in {sae}' if sae.is_dir() else 'nothing was finished')
         print(f"\nsaebook: interrupted; {kept}", file=sys.stderr); return 130
     return 0

@@ -6,8 +6,8 @@
 __all__ = ['chosen_rows', 'row_title', 'plot_rows', 'plot_confusion', 'feature_rule', 'plot_feature', 'feature_texts', 'audit',
            'Dashboard', 'serve']
 
-# %% ../nbs/60_dashboard.ipynb #6cff15d3
-import io, json, subprocess, sys, tempfile
+# %% ../nbs/60_dashboard.ipynb #ea2250f9
+import io, json, os, subprocess, sys, tempfile
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -16,7 +16,7 @@ from . import classify, views
 from .classify import Opened, Results, macro_f1, reopen
 from .core import BadInput, esc, one_of
 
-# %% ../nbs/60_dashboard.ipynb #86283ff1
+# %% ../nbs/60_dashboard.ipynb #287c612e
 _ANY = 'all'
 
 def chosen_rows(results, # {name of a run: Results}
@@ -32,11 +32,11 @@ def chosen_rows(results, # {name of a run: Results}
     return [(run, i) for s, run, i in sorted(out, key=lambda t: -t[0])]
 
 def row_title(results, row): # as in `chosen_rows`
-    "A row in a few words; its run and data set too if there are several."
+    "A row in a few words; its run, data set and model too if there are several."
     run, i = row
     of = results[run].cells[i]['of']
-    many = len({c['of']['dataset'] for r in results.values() for c in r.cells}) > 1
-    return ', '.join([*([run] if len(results) > 1 else []), *([of['dataset']] if many else []), classify._title(of), *([of['reader']] if of['reader'] != '–' else [])])
+    many = lambda k: len({c['of'].get(k) for r in results.values() for c in r.cells} - {None}) > 1
+    return ', '.join([*([run] if len(results) > 1 else []), *([of['dataset']] if many('dataset') else []), classify._title(of, many('model')), *([of['reader']] if of['reader'] != '–' else [])])
 
 def plot_rows(results, rows, most:int=30, ax=None): # as in `chosen_rows`; so many, the first ones
     "Macro F1 of rows with its 95 % interval, the highest on top; features blue, what they should beat orange, controls grey."
@@ -59,7 +59,7 @@ def plot_confusion(M, ax=None): # of `Results.confusion`
     ax.set_xticks(range(len(M)), M.columns, rotation=40, ha='right'); ax.set_yticks(range(len(M)), M.index); ax.set_xlabel('taken for', fontsize=9); ax.set_ylabel('true', fontsize=9)
     return ax
 
-# %% ../nbs/60_dashboard.ipynb #8eb80dae
+# %% ../nbs/60_dashboard.ipynb #7fb54dff
 def feature_rule(row:Opened, feature:int, label, threshold:float): # `threshold`: of the pooled feature
     "The rule *`label` if the feature is above the threshold*, on the texts that were fitted on and on those that judge: a frame with precision, recall, f1, the share of texts above, and the share of the class, which is the precision of saying it always."
     x, y, out = _column(row, feature), row.rows.label.to_numpy() == one_of('class', label, list(row.classes)), []
@@ -74,12 +74,12 @@ def _column(row, feature):
     return np.asarray(row.X[:, [feature]].todense()).ravel() if hasattr(row.X, 'todense') else row.X[:, feature]
 
 def plot_feature(row:Opened, feature:int, label, threshold:float|None=None, ax=None):
-    "The share of the class's texts (blue) and of all others (grey) in which the feature is above a threshold, for every threshold; on the texts that judge."
-    x, y = _column(row, feature)[row.split.test], row.rows.label.to_numpy()[row.split.test] == label
-    ax, at = views._axes(ax, (5.4, 2.6)), np.linspace(0, max(x.max(), 1e-6), 200)
+    "The share of the class's texts (blue) and of all others (grey) in which the feature is above a threshold, for every threshold; on the texts that were fitted on: a threshold chosen from this picture has seen none of those that judge."
+    x, y = _column(row, feature)[row.split.known], row.rows.label.to_numpy()[row.split.known] == label
+    ax, at = views._axes(ax, (5.4, 2.6)), np.linspace(min(0, x.min()), max(x.max(), 1e-6), 200)
     for v, color, name in ((x[y], views.BLUE, str(label)), (x[~y], views.GREY, 'others')): ax.plot(at, [(v > t).mean() for t in at], color=color, label=name)
     if threshold is not None: ax.axvline(threshold, color=views.ORANGE, lw=1.4)
-    ax.set_ylim(0, 1.02); ax.set_xlabel(f'feature {feature} above', fontsize=9); ax.set_ylabel('share of texts', fontsize=9); ax.legend(fontsize=8, frameon=False)
+    ax.set_ylim(0, 1.02); ax.set_xlabel(f'feature {feature} above', fontsize=9); ax.set_ylabel('share of texts fitted on', fontsize=9); ax.legend(fontsize=8, frameon=False)
     return ax
 
 # %% ../nbs/60_dashboard.ipynb #bddfdfa6
@@ -94,7 +94,7 @@ def feature_texts(row:Opened, feature:int, threshold:float=0., n:int=6, # so man
         return f'<div class="text"><span class="soft">{x[i]:.2f} · {esc(str(row.rows.label[i]))}</span>{body}</div>'
     return ''.join(f'<h4>{esc(what)} ({len(some)})</h4>' + (''.join(map(one, some[:n])) or '<p class="soft">none</p>') for what, some in (('Above', above), ('Not above', below)))
 
-# %% ../nbs/60_dashboard.ipynb #94c7765f
+# %% ../nbs/60_dashboard.ipynb #5871fc93
 def _without(X, features):
     if not hasattr(X, 'tocsr'): X = X.copy(); X[:, features] = 0; return X
     keep = np.ones(X.shape[1]); keep[features] = 0
@@ -113,6 +113,7 @@ def audit(row:Opened, features, # numbers
     "The reader asked again without some features, on the texts that judge: a frame with a row for macro F1 and one a class: before, after, difference, and what random features in their place do, `random` with `random_low` to `random_high` (95 % of draws); `changed`, the share of texts that are now taken for something else."
     features, test, k = [int(f) for f in np.atleast_1d(features)], row.split.test, len(row.classes)
     for f in features: _column(row, f)
+    if len(set(features)) > row.X.shape[1]//2: raise BadInput(f'{len(set(features))} of {row.X.shape[1]} features are to be left out: give half of them at most, random ones take their place in the control')
     X, y = row.X[test], pd.Categorical(row.rows.label, row.classes).codes[test].astype(int)
     def scores(X):
         said = pd.Categorical(row.probe.predict(X), row.classes).codes.astype(int)
@@ -143,12 +144,12 @@ def _sources(results): # -> {name: Results}, {name: folder}
     folders = {k: Path(v) for k, v in given.items() if not isinstance(v, Results) and Path(v).is_dir()}
     return {k: v if isinstance(v, Results) else Results.load(v) for k, v in given.items()}, folders
 
-# %% ../nbs/60_dashboard.ipynb #5656a79c
+# %% ../nbs/60_dashboard.ipynb #aa9249cc
 class Dashboard:
     "Results to be looked at and asked, as ipywidgets: rows side by side, one row, its tree, a feature with its texts, an audit. Every widget is an attribute."
     def __init__(self, results): # `Results`, the folder of a run, or {name: either}
         import ipywidgets as W
-        self.results, self.folders, self._open = *_sources(results), {}
+        self.results, self.folders, self._open, self._quiet = *_sources(results), {}, False # quiet: the threshold is set, and not by a person
         f = pd.concat([r.frame.assign(run=n) for n, r in self.results.items()])
         pick = lambda name, values: W.Dropdown(description=name, options=values, layout=W.Layout(width='auto', min_width='180px'))
         options = lambda c: [(_ANY, _ANY), *[(f'{v:g}' if isinstance(v, float) else str(v), v) for v in dict.fromkeys(f[c].dropna()) if v != '–']]
@@ -197,10 +198,12 @@ def _feature_widgets(self:Dashboard, W):
 @patch
 def _feature_page(self:Dashboard, W): return [W.HBox([self.open, self.state]), W.HBox([self.label, self.feature, self.threshold]), W.HBox([self.curve, self.rule]), self.texts]
 
-# %% ../nbs/60_dashboard.ipynb #d841d468
+# %% ../nbs/60_dashboard.ipynb #7388347a
 @patch
 def _show_row(self:Dashboard): # classes, confusion and tree; a row that was opened before is there again
-    if self.row.value is None: return
+    if self.row.value is None:
+        self.classes.value = self.tree.value = ''
+        _show(self.confusion, None); self._ready(); return
     run, i = self.row.value
     r, c = self.results[run], self.results[run].cells[i]
     top = f'<h4>What moves a class most</h4>{classify._table(r.top(i, 3))}' if 'top' in c else ''
@@ -236,7 +239,7 @@ def _ready(self:Dashboard): # fields of the feature and audit pages, for the row
     if self.label.value == row.classes[0]: self._offer()
     else: self.label.value = row.classes[0]
 
-# %% ../nbs/60_dashboard.ipynb #cdb1ecc4
+# %% ../nbs/60_dashboard.ipynb #8da34c04
 @patch
 def _offer(self:Dashboard): # the class's strongest features
     if self._open.get(self.row.value) is None or self.label.value is None: return
@@ -251,15 +254,18 @@ def _offer(self:Dashboard): # the class's strongest features
 @patch
 def _show_feature(self:Dashboard, new): # new: another feature, whose threshold begins in the middle of what it reaches
     row = self._open.get(self.row.value)
-    if row is None or not self.feature.value: return
+    if row is None or self._quiet or not self.feature.value: return
     try:
         if not self.feature.value.isdecimal(): raise BadInput(f'{self.feature.value!r} is no feature: give its number')
         feature = int(self.feature.value)
-        x = _column(row, feature)
+        x = _column(row, feature)[row.split.known] # who judges has no say in where it begins
     except BadInput as e: self.rule.value = _html(f'<p>{esc(str(e))}</p>'); return
     if new:
         most, half = max(float(x.max()), 1e-3), float(np.median(x[x > 0])) if (x > 0).any() else 0.
-        with self.threshold.hold_trait_notifications(): self.threshold.max, self.threshold.step, self.threshold.value = most, most/100, half
+        self._quiet = True
+        try:
+            with self.threshold.hold_trait_notifications(): self.threshold.max, self.threshold.step, self.threshold.value = most, most/100, half
+        finally: self._quiet = False
     t = self.threshold.value
     _show(self.curve, plot_feature(row, feature, self.label.value, t))
     self.rule.value = _html(f'<p>{esc(str(self.label.value))} if feature {feature} is above {t:.2f}:</p>' + views.table(feature_rule(row, feature, self.label.value, t), dict.fromkeys(('precision', 'recall', 'f1', 'above', 'of_class'), '{:.2f}')))
@@ -271,7 +277,7 @@ def _audit(self:Dashboard):
     if row is None or not features: self.audited.value = _html('<p>Choose features that are to be left out.</p>'); return
     self.audited.value = _html(views.table(audit(row, features), dict.fromkeys(('before', 'after', 'difference', 'random', 'random_low', 'random_high', 'changed'), '{:.3f}')))
 
-# %% ../nbs/60_dashboard.ipynb #c01e683b
+# %% ../nbs/60_dashboard.ipynb #7ce8bb0b
 def serve(results, # the folder of a run, or several
           port:int=8866, browser:bool=True): # browser: open one
     "Show the dashboard with Voila until it is stopped (Ctrl-C). Raises `BadInput` where Voila is missing."
@@ -282,7 +288,7 @@ def serve(results, # the folder of a run, or several
     with tempfile.TemporaryDirectory() as d:
         nb = Path(d)/'dashboard.ipynb'
         given = {f.name if [g.name for g in folders].count(f.name) == 1 else str(f): str(f) for f in folders}
-        nb.write_text(json.dumps(_notebook(f'from saebook.dashboard import Dashboard\nDashboard({given!r})')), encoding='utf-8')
+        nb.write_text(json.dumps(_notebook(f'import os\nos.chdir({os.getcwd()!r})\nfrom saebook.dashboard import Dashboard\nDashboard({given!r})')), encoding='utf-8')
         return subprocess.run([sys.executable, '-m', 'voila', str(nb), f'--port={port}', *([] if browser else ['--no-browser'])]).returncode
 
 def _notebook(code): # of one cell

@@ -9,6 +9,7 @@ from saebook.classify import ClassifyConfig, Results, Settings, Split, class_sco
 from saebook.cli import main
 from saebook.core import BadInput, configured, read_config, read_json, write_json
 from saebook.sae import SAE
+from saebook.world import World
 
 TFIDF = dict(row='TF-IDF', reader='logistic')
 
@@ -198,14 +199,55 @@ def test_repeated_and_grouped_splits():
     df = pd.DataFrame(dict(id=range(600), text=[f't{i}' for i in range(600)], label=g.choice(list('aaabbc'), 600), group=g.integers(90, size=600)))
     rows = labelled(df, id='id', group='group')
     splits = make_splits(rows, cv=5, seeds=(0, 1, 2))
-    assert len(splits) == 15
+    assert len(splits) == 15 and all(np.array_equal(s.dev, splits[0].dev) for s in splits)
+    assert sorted(np.concatenate([s.test for s in splits[5:10]])) == sorted(set(range(600)) - set(splits[0].dev)) # all but the dev rows judge, once a deal
     share = rows.label.value_counts(normalize=True)
     for s in splits:
         assert not set(rows.group[s.test]) & set(rows.group[s.known]) and not set(rows.group[s.fit]) & set(rows.group[s.dev])
         assert (rows.label[s.test].value_counts(normalize=True) - share).abs().max() < .05
     assert set(map(tuple, (sorted(s.test) for s in splits[:5]))) != set(map(tuple, (sorted(s.test) for s in splits[5:10])))
     held, = make_splits(rows, test_size=.4)
-    assert len(held.test)/600 == pytest.approx(.4, abs=.02)
+    assert len(held.test)/600 == pytest.approx(.4, abs=.02) and len(held.dev)/600 == pytest.approx(.12, abs=.02)
+
+@pytest.mark.parametrize('how', [dict(cv=5), dict(cv=3, seeds=(0, 1)), dict(test_size=.3, seeds=(0, 1, 2))])
+def test_who_chooses_never_judges(how):
+    rows = labelled(pd.DataFrame(dict(id=range(100), label=np.arange(100) % 2)), None, id='id')
+    splits = make_splits(rows, **how)
+    assert not set(splits[0].dev) & set(np.concatenate([s.test for s in splits])) and all(np.array_equal(s.dev, splits[0].dev) for s in splits)
+
+def test_the_best_of_forty_readers_of_noise_is_no_better_than_chance(monkeypatch):
+    "Forty readers (nearest class mean) of four random numbers each, a hundred rows with random labels. The best had .57 with dev rows dealt anew in each fold, .55 with one deal and its mean score over folds."
+    class Nearest:
+        n_features_in_ = 4
+        def __init__(self, X, y): self.means = np.stack([X[y == c].mean(0) for c in (0, 1)])
+        def __getitem__(self, i): return self
+        def predict(self, X): return ((X[:, None] - self.means)**2).sum(-1).argmin(1)
+    def fit(of, X, y, s, S): return Nearest(X[s.known], y[s.known]), '', macro_f1(y[s.dev], Nearest(X[s.fit], y[s.fit]).predict(X[s.dev]), 2)
+    for name, f in dict(_fit_best=fit, _top=lambda *a: {}, f1_interval=lambda *a: (0, 1)).items(): monkeypatch.setattr(classify, name, f)
+    best, chosen = [], []
+    for draw in range(80):
+        g = np.random.default_rng([5, draw])
+        rows = labelled(pd.DataFrame(dict(id=range(100), label=g.permutation(np.arange(100) % 2))), None, id='id')
+        splits = make_splits(rows, cv=5)
+        r = Results([judge(X, rows, splits, dict(dataset='noise', row='SAE', reader='logistic')) for X in g.normal(size=(40, 100, 4))], {})
+        f = r.frame.loc[r.best()]
+        best.append(f.f1); chosen.append(f.validation)
+    assert np.mean(best) == pytest.approx(.5, abs=.03) and np.mean(chosen) > .65 # on the rows that choose it looks well
+
+@pytest.mark.parametrize('labels, groups, split, says', [
+    ('aabb'*3, '000011112222', '', 'is judged in a split that fits on none of its groups|all .* of one class|no row of'), ('a'*9 + 'bbb', 'gggggggggxyz', '', "class 'a' of t has 1 group"), ('ab'*6, '012345'*2, 'train '*10 + 'test test', None), ('aaaaaabbbbbb', None, 'train '*6 + 'test '*6, 'in test and not in train'),
+    ('aaaaaaaaaaab', None, 'train '*9 + 'test test dev', 'of one class')])
+def test_classes_that_cannot_be_on_every_side_are_told_in_one_sentence(labels, groups, split, says):
+    df = pd.DataFrame(dict(text=[f't{i}' for i in range(12)], label=list(labels)))
+    if groups: df['group'] = list(groups)
+    if split: df['split'] = split.split()
+    go = lambda: judge(rows.text, rows, make_splits(rows, cv=None if split else 3, name='t'), TFIDF, Settings(C=[1.]))
+    if groups and split:
+        with pytest.raises(BadInput, match='a group belongs to one side'): labelled(df, group='group', split='split')
+        return
+    rows = labelled(df, group='group' if groups else None, split='split' if split else None)
+    with pytest.raises(BadInput, match=says) as e: go()
+    assert '\n' not in str(e.value)
 
 def test_intervals_hold_what_they_promise():
     "A classifier that is right with a known probability by class; its macro F1 in an endless sample is known."
@@ -235,7 +277,10 @@ def test_differences_are_paired():
 @pytest.mark.parametrize('change, says', [
     (('batch_size', 'batch_sizes'), "unknown key of settings 'batch_sizes'"), (('length: 96', 'cv_folds: 5'), "the key 'cv_folds' of settings does nothing: write cv"), (('limit: 500', 'batch_size: 2'), "the key 'batch_size' of datasets[0] does nothing"),
     (('id_field: id', 'id_field: idd'), "did you mean 'id'"), (('split_field: split', 'text_field: body'), "unknown column of 'eng', text_field 'body'"), (('split_field: split', 'split_field: label'), 'give one of train'), (('[null]}', '[null]}\nbanana: 1'), "unknown key of ClassifyConfig 'banana'"),
-    (('limit: 500', 'label_field: id, id_field: null'), 'in test and not in train'), (('top_n_values: [0, 5]', 'top_n_values: [-2]'), 'top_n -2'), (('saes: {2: [', 'saes: {x: ['), "unknown layer of saes"), (('C: [0.1, 10]', 'C: []'), 'C [] of settings'), (('C: [0.1, 10]', 'C: [1e-3]'), 'which YAML reads as a number'), (('/eng.csv', '/none.csv'), "there is no"), (('- {path', '- {name: a/b, path'), 'give a name on the hub or a path')])
+    (('limit: 500', 'label_field: id, id_field: null'), 'in test and not in train'), (('top_n_values: [0, 5]', 'top_n_values: [-2]'), 'top_n -2'), (('saes: {2: [', 'saes: {x: ['), "unknown layer of saes"), (('C: [0.1, 10]', 'C: []'), 'C [] of settings'), (('C: [0.1, 10]', 'C: [1e-3]'), 'which YAML reads as a number'), (('/eng.csv', '/none.csv'), "there is no"),
+    (('[null]}', '[null], extra_binarize_value: 1.0}'), 'without an extra_top_n'), (('[null]}', '[]}'), 'binarize_values []'), (('[logistic]', '[logistic, logistic]'), 'give each once'), (('C: [0.1, 10]', 'seeds: [1, 1]'), 'give each once'), (('saes: {', 'layers: [2, 2], saes: {'), 'give each once'),
+    (('saes: {', 'widths: [16k], saes: {'), 'leave one out'), (('saes: {', 'train: {n: 64}, saes: {'), 'nothing is trained there'), (('saes: {', 'train: 3, saes: {'), 'train 3'), (('cv: null', 'cv: 3'), 'every data set names its own parts'), (('cv: null', 'test_size: 0.2'), 'every data set names its own parts'), (('cv: null', 'seeds: [0, 1]'), 'every data set names its own parts'),
+    (('limit: 500', 'config_name: en'), 'a table has none'), (('limit: 500', 'split: test'), 'a table has none, give split_field'), (('- {name: ', '- {layers: [1], x: '), 'unknown key'), (('cv: null', 'base_save_dir: 5'), 'base_save_dir 5'), (('cv: null', 'balanced: maybe'), 'give true or false'), (('- {path', '- {name: a/b, path'), 'give a name on the hub or a path')])
 def test_a_wrong_file_is_told_in_one_sentence(tmp_path, setting, change, says):
     text = setting[1].replace(*change, 1)
     assert text != setting[1]
@@ -249,7 +294,120 @@ def test_a_data_set_in_the_hubs_layout(tmp_path):
     parts = run_classify(config(tmp_path, write('[train, validation, test]')), tmp_path/'parts', progress=False)
     assert parts.frame.row.tolist() == ['majority', 'TF-IDF'] and parts.frame.f1[1] == 1 and len(parts.said(1)) == 12
     folds = run_classify(config(tmp_path, write('train')), tmp_path/'folds', progress=False)
-    assert len(folds.said(1)) == 40
+    assert len(folds.said(1)) == 32 # a fifth chooses
+
+def test_words_and_numbers_of_a_table_stay_as_they_stand(tmp_path):
+    (tmp_path/'t.csv').write_text('id,text,label,group\n007,None,yes,NA\n7,null,no,b\n08,NA,yes,c\n')
+    rows = labelled(read_table(tmp_path/'t.csv'), id='id', group='group').set_index('id')
+    assert rows.text.to_dict() == {'007': 'None', '7': 'null', '08': 'NA'} and rows.group['007'] == 'NA'
+    (tmp_path/'t.jsonl').write_text('\n'.join(json.dumps(dict(id=i, text='x', label=l, date='2020-01-01')) for i, l in (('007', 1), ('7', 2), ('8', 1))))
+    t = read_table(tmp_path/'t.jsonl')
+    assert set(labelled(t, id='id').id) == {'007', '7', '8'} and set(labelled(t, id='id').label) == {'1', '2'} and t.date[0] == '2020-01-01'
+    (tmp_path/'t.csv').write_text('id,text,label,group\n1,a,yes,\n2,b,no,x\n,c,no,x\n')
+    with pytest.raises(BadInput, match="row 0 of the table has nothing in 'group', which group_field names"): labelled(read_table(tmp_path/'t.csv'), group='group')
+    with pytest.raises(BadInput, match="row 2 of the table has nothing in 'id', which id_field names"): labelled(read_table(tmp_path/'t.csv'), id='id')
+    (tmp_path/'t.csv').write_text('text,label\na,yes\n,no\n')
+    with pytest.raises(BadInput, match='row 1 of the table has no text'): labelled(read_table(tmp_path/'t.csv'))
+    with pytest.raises(BadInput, match="there is no 'data/none.csv'"): read_table('data/none.csv') # and the hub is not asked for it
+
+# --- what is kept, and found again
+
+SMALL = dict(settings=dict(C=[1.], readers=['logistic'], controls=['hidden', 'PCA']), datasets=[dict(name='world', config_name='en', limit=70)])
+
+@pytest.fixture
+def two(tmp_path):
+    "SAEs of two sites of one layer of the world's model: (folder, {site: path})."
+    from saebook.world import load_taught
+    model, _ = load_taught('base')
+    return tmp_path, {w: SAE(128, 64, k=4, seed=0, site=sites.site(model, 1, w)).save_pretrained(tmp_path/'saes'/w) or tmp_path/'saes'/w for w in ('resid_post', 'mlp')}
+
+def test_hidden_states_of_another_site_are_read_anew(two):
+    d, paths = two
+    at = lambda w: ClassifyConfig(**dict(SMALL, settings=dict(SMALL['settings'], store=str(d/'store')), models=[dict(name='world', layers=[1], saes={1: str(paths[w])})]))
+    made = {}
+    for w in ('resid_post', 'mlp'):
+        run_classify(at(w), d/'run', progress=False)
+        job = classify._Job(at(w), d/'run')
+        assert plan(at(w), d/'run').counts['to do'] == 0
+        file, = job.readings(next(of for of, _ in job.cells if of['row'] == 'hidden')).values()
+        made[w] = readings._Store(file, {}).get(0)
+    assert made['mlp'].shape == made['resid_post'].shape and abs(made['mlp'] - made['resid_post']).max() > .1
+
+def test_an_sae_that_is_trained_here_is_named_by_its_site_too():
+    name = lambda location: classify._saes(classify.ModelSpec('world', [1], saes='train'), Settings(sae_location=location))[0].print
+    assert name('res') != name('mlp')
+
+def test_a_row_of_components_is_opened_with_its_components(two):
+    d, paths = two
+    found = run_classify(ClassifyConfig(**dict(SMALL, models=[dict(name='world', layers=[1], saes={1: str(paths['mlp'])})])), d/'run', progress=False)
+    i = found.best(row='PCA')
+    o = classify.reopen(d/'run', i)
+    assert o.X.shape == (70, found.frame['size'][i]) and set(found.top(i).input) <= set(range(o.X.shape[1]))
+    assert (o.probe.predict(o.X[o.split.test]) == found.said(i).said.to_numpy()).all()
+
+def test_classes_and_data_sets_may_be_called_as_secrets_are(tmp_path):
+    d = tmp_path/'home'/'me'; d.mkdir(parents=True)
+    pd.DataFrame([dict(text=f'{w} {i}', label=w) for i in range(8) for w in ('reset_password', 'access_token')]).to_csv(d/'my_tokens.csv', index=False)
+    found = run_classify(ClassifyConfig(settings=dict(C=[1.], readers=['logistic']), datasets=[dict(path=str(d/'my_tokens.csv'))]), tmp_path/'run', progress=False)
+    back = Results.load(tmp_path/'run')
+    i = back.best(row='TF-IDF')
+    assert list(back.datasets) == ['my_tokens'] and set(back.confusion(i)) == {'reset_password', 'access_token'} == set(back.per_class(i)['class']) and len(back.top(i))
+    back.config['api_key'] = 'abc'; back.failed.append(dict(of=dict(row='SAE', dataset='my_tokens'), why='no /home/me/sae'))
+    text = back.save(tmp_path/'r.json').read_text()
+    assert '"abc"' not in text and '/home/me/sae' not in text
+
+def test_a_folder_is_a_data_set_by_its_own_name(tmp_path):
+    (tmp_path/'set').mkdir()
+    assert classify.DataSpec(name=str(tmp_path/'set')).title == 'set'
+    sae = SAE(128, 64, k=4)
+    for a in 'ab': sae.save_pretrained(tmp_path/a/'sae')
+    names = [s.name for s in classify._saes(classify.ModelSpec('world', saes={1: [str(tmp_path/'a'/'sae'), str(tmp_path/'b'/'sae')]}), Settings())]
+    assert names == ['a/sae', 'b/sae'] # as short as tells them apart
+
+@pytest.mark.parametrize('home', [False, True])
+def test_a_run_is_opened_from_anywhere(two, monkeypatch, home):
+    "Paths that are relative to where the run was started, or redacted to ~."
+    d, paths = two
+    start = d/'start'; start.mkdir()
+    rows = World(0).topics(10).query("language == 'en'"); rows.to_csv(start/'t.csv', index=False)
+    os.rename(d/'saes', start/'saes'); monkeypatch.chdir(start)
+    if home: monkeypatch.setenv('HOME', str(start))
+    at = (lambda p: f'~/{p}') if home else lambda p: p
+    cfg = ClassifyConfig(settings=dict(SMALL['settings'], base_save_dir=at('store')), models=[dict(name='world', saes={1: [at('saes/mlp')]})], datasets=[dict(path=at('t.csv'), label_field='topic', id_field='id', split_field='split')])
+    found = run_classify(cfg, 'runs/one', progress=False)
+    kept = read_json('runs/one/config.json')
+    assert home or str(d) not in json.dumps(kept) and kept['started'] == '../..'
+    if home: write_json('runs/one/config.json', json.loads(json.dumps(kept).replace(str(start), '~')))
+    monkeypatch.chdir('/')
+    o = classify.reopen(start/'runs'/'one', i := found.best())
+    assert (o.probe.predict(o.X[o.split.test]) == found.said(i).said.to_numpy()).all() and len(o.tokens(0, 0)[0])
+
+def test_what_is_damaged_is_made_again_or_told(two):
+    d, paths = two
+    cfg = ClassifyConfig(**dict(SMALL, models=[dict(name='world', saes={1: str(paths['mlp'])})]))
+    found = run_classify(cfg, d/'run', progress=False)
+    cells, shards = sorted((d/'run'/'cells').glob('*.json')), sorted((d/'run'/'activations').glob('*/*.safetensors'))
+    cells[0].write_text('{"of": {'); cells[1].write_text('[]'); cells[2].write_text('{"of": {}, "f1": 1}')
+    assert plan(cfg, d/'run').counts == {'done': len(cells) - 3, 'to do': 3, 'failed': 0}
+    assert run_classify(cfg, d/'run', progress=False).frame.equals(found.frame)
+    for f in shards: f.write_bytes(f.read_bytes()[:-4] + b'junk')
+    with pytest.raises(BadInput, match='is damaged'): classify.reopen(d/'run', found.best())
+    whole = (d/'run'/'results.json').read_text()
+    for text in ('{', '[]', '{"schema": "saebook-classify/1"}', '{"schema": "saebook-classify/1", "cells": [1], "datasets": {}}', whole.replace('"datasets"', '"data_sets"'), whole.replace('"world/en":', '"other":')):
+        (d/'run'/'results.json').write_text(text)
+        with pytest.raises(BadInput) as e: Results.load(d/'run')
+        assert '\n' not in str(e.value)
+
+def test_two_models_are_told_apart():
+    cell = lambda m: dict(of=dict(dataset='d', model=m, layer=1, row='SAE', sae='s', pool='mean', reader='logistic'), f1=.5, accuracy=.5, low=None, high=None, validation=.5, size=3, chosen='', classes={})
+    r = Results([cell('gpt2'), cell('pythia')], dict(d=dict(name='d', classes=['a', 'b'])))
+    assert [t.get_text() for t in r.plot().get_yticklabels()] == [r._title(0), r._title(1)] or {t.get_text() for t in r.plot().get_yticklabels()} == {r._title(0), r._title(1)}
+    assert 'gpt2' in r._title(0) and 'gpt2' not in Results(r.cells[:1], r.datasets)._title(0)
+
+@pytest.mark.parametrize('spec, says', [(dict(name=5, layers=[1]), 'name 5'), (dict(name='world', layers=[1], saes=3), 'saes 3'), (dict(name='gpt2', layers=[1], saes='train', train=dict(text='nowhere.txt')), "the text 'nowhere.txt' of train"), (dict(name='world', layers=[1], saes='train', train=3), 'train 3'), (dict(name='world', layers=[1], saes='train', train=dict(n='many')), "n 'many'"), (dict(name='world', layers=[1], widths=[16]), 'widths 16')])
+def test_a_wrong_model_is_told_in_one_sentence(spec, says):
+    with pytest.raises(BadInput) as e: ClassifyConfig(models=[spec], datasets=[dict(name='world', config_name='en')])
+    assert says in str(e.value) and '\n' not in str(e.value)
 
 # --- MOSAIC's results, other models, other kinds of input
 
@@ -299,6 +457,18 @@ def test_transfer_never_judges_a_translation(shared):
     m = transfer(both, {}, Settings(C=[10.], test_size=.3), shots=(0, 5))
     assert (m.test > 0).all() and m.set_index(['source', 'target', 'shots']).f1['eng_Latn', 'deu_Latn', 5] > m.set_index(['source', 'target', 'shots']).f1['eng_Latn', 'deu_Latn', 0]
     with pytest.raises(BadInput, match='whose table has 1004'): transfer(tables, dict(SAE={'eng_Latn': np.zeros((1004, 2)), 'deu_Latn': np.zeros((3, 2))}))
+
+def test_features_of_any_name_are_read_as_what_they_are(monkeypatch):
+    "Dense activations are scaled, as hidden states are; sparse ones are left sparse."
+    from scipy import sparse
+    g = np.random.default_rng(0)
+    rows = labelled(pd.DataFrame(dict(id=range(60), label=np.arange(60) % 2)), None, id='id')
+    X, seen, fit = g.normal(size=(60, 4))*[1, 1000, 1, 1], [], classify._fit_best
+    monkeypatch.setattr(classify, '_fit_best', lambda of, *a: seen.append(of['row']) or fit(of, *a))
+    transfer(dict(en=rows), dict(mine=dict(en=X), other=dict(en=sparse.csr_matrix(np.abs(X)))), Settings(C=[1.], cv=3))
+    assert seen == ['hidden']*3 + ['SAE']*3
+    for name in ('PCA', 'shuffled', 'majority', 'TF-IDF'):
+        with pytest.raises(BadInput, match='give them another name'): transfer(dict(en=rows), {name: dict(en=X)})
 
 @pytest.mark.slow
 def test_real_sentences_in_three_languages(shared):

@@ -1,10 +1,12 @@
 "The dashboard as people meet it: a page of Voila's in a real browser, and what its buttons say when they cannot."
-import os, socket, subprocess, sys, time, urllib.error, urllib.request
+import json, os, socket, subprocess, sys, time, urllib.error, urllib.request
+from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
 
 from saebook import classify, dashboard as db
 from saebook.classify import ClassifyConfig, Results, reopen, run_classify
+from saebook.cli import main
 from saebook.core import BadInput
 from saebook.dashboard import Dashboard, audit, chosen_rows, feature_rule
 
@@ -12,7 +14,7 @@ from saebook.dashboard import Dashboard, audit, chosen_rows, feature_rule
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp('run')
     cfg = ClassifyConfig(models=[dict(name='world', layers=[0, 2], saes='train', train=dict(n=128, steps=60))], datasets=[dict(name='world', config_name=l, limit=84) for l in ('en', 'de')],
-                         settings=dict(test_size=.5, C=[1.], prune=[0.], controls=['majority', 'TF-IDF', 'hidden', 'shuffled']))
+                         settings=dict(C=[1.], prune=[0.], controls=['majority', 'TF-IDF', 'hidden', 'shuffled']))
     return out, run_classify(cfg, out, progress=False)
 
 def test_an_opened_row_says_what_the_table_says(run):
@@ -69,6 +71,50 @@ def test_what_a_field_cannot_do_is_said_in_it(run):
     board.gone.value = (); board.ask.click(); assert 'Choose features' in board.audited.value
     with pytest.raises(BadInput, match='is not there'): Dashboard('nowhere')
     with pytest.raises(BadInput, match='no results'): Dashboard({})
+
+def test_a_threshold_is_chosen_on_texts_that_do_not_judge(run, monkeypatch):
+    "The picture and where the slider begins come from the fitted side; and a row that is opened is drawn once."
+    out, r = run
+    board, drawn, draw = Dashboard(out), [], db.plot_feature
+    monkeypatch.setattr(db, 'plot_feature', lambda *a: drawn.append(a) or draw(*a))
+    board.row.value = ('run', r.best(reader='logistic', dataset='world/en'))
+    board.open_row()
+    assert len(drawn) == 1
+    row, feature = drawn[0][0], drawn[0][1]
+    x = db._column(row, feature)[row.split.known]
+    assert board.threshold.value == pytest.approx(np.median(x[x > 0]))
+    shares = draw(row, feature, board.label.value).lines[0].get_ydata()
+    mine = x[(row.rows.label == board.label.value).to_numpy()[row.split.known]]
+    assert shares[0] == pytest.approx((mine > 0).mean())
+    board.threshold.value = board.threshold.max/2
+    assert len(drawn) == 2
+
+def test_most_of_the_inputs_cannot_be_left_out(run):
+    out, r = run
+    o = reopen(out, r.best(reader='logistic', dataset='world/en'))
+    with pytest.raises(BadInput, match='give half of them at most'): audit(o, range(65))
+    assert len(audit(o, range(64), controls=2)) == 8
+
+def test_nothing_of_a_row_is_left_where_no_row_fits(run):
+    _, r = run
+    cells = [dict(c, of=dict(c['of'], model='one' if c['of']['dataset'] == 'world/en' else 'two')) for c in r.cells]
+    board = Dashboard(Results(cells, r.datasets))
+    assert 'precision' in board.classes.value and all('one' in t or 'two' in t for t, _ in board.row.options)
+    board.choice['dataset'].value = 'world/en'; board.choice['model'].value = 'two'
+    assert board.row.value is None and not board.classes.value and not bytes(board.confusion.value) and not bytes(board.picture.value)
+
+def test_an_interrupt_of_the_page_ends_as_shells_expect(run, monkeypatch, capsys):
+    def stop(*a, **kw): raise KeyboardInterrupt
+    monkeypatch.setattr(db, 'serve', stop)
+    assert main(['dashboard', str(run[0])]) == 130 and 'the page is closed' in capsys.readouterr().err
+
+def test_the_page_runs_where_it_was_asked_for(run, monkeypatch, tmp_path):
+    pytest.importorskip('voila')
+    code = []
+    monkeypatch.setattr(db.subprocess, 'run', lambda cmd: code.append(json.loads(Path(cmd[3]).read_text())['cells'][0]['source']) or subprocess.CompletedProcess(cmd, 0))
+    monkeypatch.chdir(tmp_path)
+    assert db.serve(os.path.relpath(run[0]), browser=False) == 0
+    assert code[0].index(f'os.chdir({str(tmp_path)!r})') < code[0].index('from saebook') and str(run[0]) in code[0]
 
 def _free_port():
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]

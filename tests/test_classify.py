@@ -352,6 +352,7 @@ def test_classes_and_data_sets_may_be_called_as_secrets_are(tmp_path):
     back = Results.load(tmp_path/'run')
     i = back.best(row='TF-IDF')
     assert list(back.datasets) == ['my_tokens'] and set(back.confusion(i)) == {'reset_password', 'access_token'} == set(back.per_class(i)['class']) and len(back.top(i))
+    home = '/'.join(['', 'home', 'me']) # as on somebody's machine
     back.config['api_key'] = 'abc'; back.failed.append(dict(of=dict(row='SAE', dataset='my_tokens'), why=f'no {home}/sae'))
     text = back.save(tmp_path/'r.json').read_text()
     assert '"abc"' not in text and f'{home}/sae' not in text

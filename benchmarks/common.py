@@ -98,3 +98,12 @@ def table(rows, title=''):
     for r in rows: print('| ' + ' | '.join(show(r.get(k)) for k in keys) + ' |')
     print(flush=True)
     return rows
+
+# ---- from a shell
+
+def tables(rows, doc): # rows(quick): {name: rows of a table}
+    "Run a benchmark of several tables and print them; --quick for a short run."
+    import argparse, torch
+    torch.set_num_threads(THREADS)
+    ap = argparse.ArgumentParser(description=doc); ap.add_argument('--quick', action='store_true')
+    for k, v in rows(ap.parse_args().quick).items(): table(v, f'{k}, {THREADS} thread(s)')

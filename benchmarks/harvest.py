@@ -1,11 +1,11 @@
 """Reading activations: how much of a model's forward pass a reader has to pay for, and what a cache on disk adds to it.
 A GPT-NeoX with random weights and random ids, 8 texts of 128 tokens, a thread; a ratio above 1 is faster than the base."""
-import argparse, tempfile
+import tempfile
 from pathlib import Path
 
 import numpy as np, torch
 
-from common import THREADS, beside, table
+from common import beside, tables
 from saebook import cache, sites
 
 def neox(hidden, layers=6, vocab=50304):
@@ -109,7 +109,4 @@ def caching(quick=False):
 
 def rows(quick=False): return dict(reading=reading(quick), caching=caching(quick))
 
-if __name__ == '__main__':
-    torch.set_num_threads(THREADS)
-    ap = argparse.ArgumentParser(description=__doc__); ap.add_argument('--quick', action='store_true')
-    for k, v in rows(ap.parse_args().quick).items(): table(v, f'{k}, {THREADS} thread(s)')
+if __name__ == '__main__': tables(rows, __doc__)

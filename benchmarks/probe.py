@@ -1,10 +1,8 @@
 """Reading texts for classifiers, and fitting them: six layers in one forward pass beside the deepest alone and beside a whole pass a layer; a logistic regression of sparse features beside the same numbers made dense.
 A GPT-NeoX of 7 layers with random weights, biographies of the small world, a thread; a ratio above 1 is faster than the base."""
-import argparse
-
 import numpy as np, torch
 
-from common import THREADS, beside, table
+from common import beside, tables
 from harvest import neox
 from saebook import sites
 from saebook.readings import Reading, collect, pool
@@ -61,7 +59,4 @@ def fitting(quick=False):
 
 def rows(quick=False): return dict(extraction=extraction(quick), fitting=fitting(quick))
 
-if __name__ == '__main__':
-    torch.set_num_threads(THREADS)
-    ap = argparse.ArgumentParser(description=__doc__); ap.add_argument('--quick', action='store_true')
-    for k, v in rows(ap.parse_args().quick).items(): table(v, f'{k}, {THREADS} thread(s)')
+if __name__ == '__main__': tables(rows, __doc__)

@@ -304,7 +304,7 @@ def _word(where, none=True, **given): # a name or path, with ~ as the home folde
 
 def _called(name): return Path(name).resolve().name if Path(name).is_dir() else name # a folder goes by its own name
 
-# %% ../nbs/31_classify.ipynb #1b73bf95
+# %% ../nbs/31_classify.ipynb #4c856a98
 @dataclass
 class Settings:
     "The block `settings`."
@@ -328,12 +328,11 @@ class Settings:
     prune: list = field(default_factory=lambda: [0., .003, .01, .03]) # of the tree
     balanced: bool = True           # classes weigh the same in fitting
     length: int = 256               # tokens; the rest of a text is cut off
-    store: str|None = None          # another word for base_save_dir
 
     def __post_init__(self):
         if isinstance(self.bow_baseline, str): self.bow_baseline = self.bow_baseline.lower() == 'true' # as MOSAIC's files have it
         for k in ('pool', 'seeds', 'controls', 'readers', 'C', 'prune'): setattr(self, k, None if k == 'pool' and self.pool is None else _list(getattr(self, k)))
-        for k in ('base_save_dir', 'base_classify_dir', 'store'): setattr(self, k, _word('settings', k != 'base_classify_dir', **{k: getattr(self, k)}))
+        for k in ('base_save_dir', 'base_classify_dir'): setattr(self, k, _word('settings', k != 'base_classify_dir', **{k: getattr(self, k)}))
         for k in ('act_only', 'bow_baseline', 'balanced'):
             if not isinstance(getattr(self, k), bool): raise BadInput(f'{k} {getattr(self, k)!r} of settings was given: give true or false')
         for k in ('batch_size', 'tree_depth', 'length'): _whole('settings', k, getattr(self, k))
@@ -350,7 +349,6 @@ class Settings:
         if self.test_size is not None and not (isinstance(self.test_size, float) and 0 < self.test_size < 1): raise BadInput(f'test_size {self.test_size!r} of settings was given: give a share between 0 and 1')
         if self.test_size and self.cv: raise BadInput(f'test_size {self.test_size} and cv {self.cv} of settings were given: a share is held out or folds are made, leave one out')
         _once('settings', **{k: getattr(self, k) for k in ('pool', 'seeds', 'controls', 'readers', 'C', 'prune')})
-        if self.store and self.base_save_dir: raise BadInput('store and base_save_dir of settings were given: they mean the same, leave one out')
 
 # %% ../nbs/31_classify.ipynb #0e1336d8
 @dataclass
@@ -746,7 +744,7 @@ def _repr_html_(self:Results):
 @patch
 def __repr__(self:Results): return self.frame.round(3).dropna(axis=1, how='all').to_string(na_rep='') + ''.join(f'\n{f["of"]["row"]} of {f["of"]["dataset"]} could not be had: {f["why"]}' for f in self.failed)
 
-# %% ../nbs/31_classify.ipynb #bcc734d8
+# %% ../nbs/31_classify.ipynb #637ade4d
 _CSS = 'pre { overflow-x: auto; font-size: .82rem; line-height: 1.35; } figure { margin: 1rem 0; } figcaption { font-size: .85rem; color: var(--soft); } td.hit { font-weight: 600; }'
 
 def _details(r, i): # of one row: classes, confusion, what moves it
@@ -759,11 +757,10 @@ def _details(r, i): # of one row: classes, confusion, what moves it
 @patch
 def to_html(self:Results, path, title='Classification'):
     "One page that asks for nothing from outside: a section a data set with its plot and table, differences, and the SAE's best row (on the rows that choose) in detail. Returns the path."
-    body, f = '', self.frame
+    body, f, diff = '', self.frame, self.differences() if any('guess' in c for c in self.cells) else pd.DataFrame()
     for d in dict.fromkeys(f.dataset):
         mine = f[f.dataset == d]
         body += f'<h2>{esc(d)}</h2><figure>{views.svg(self.plot(d, mine.reader.replace("–", None).dropna().iloc[0] if len(mine.reader.replace("–", None).dropna()) else "–"))}<figcaption>Macro F1 with 95 % intervals. Blue: features; orange: what they should beat; grey: controls.</figcaption></figure>{_table(mine.drop(columns="dataset"))}'
-        diff = self.differences() if any('guess' in c for c in self.cells) else pd.DataFrame()
         if len(diff) and (diff.dataset == d).any(): body += f'<details><summary>Differences, in pairs</summary>{_table(diff[diff.dataset == d].drop(columns=["dataset", "a", "b"]))}</details>'
         for reader in dict.fromkeys(mine.reader[(mine.row == 'SAE') & mine.validation.notna()]):
             i = self.best(row='SAE', reader=reader, dataset=d)
@@ -840,12 +837,12 @@ def _needs(of): return {_input(of)} | ({('SAE', of['pool'])} if of['row'] == 'PC
 
 def _active(of, made): return dict(active=made['SAE', of['pool']].getnnz(1)) if of['row'] == 'PCA' else {}
 
-# %% ../nbs/31_classify.ipynb #ebd335ea
+# %% ../nbs/31_classify.ipynb #1da3626f
 class _Job: # a configuration, its texts, and where everything is kept
     def __init__(self, cfg, out):
         S = self.S = cfg.settings
         self.cfg, self.out = cfg, Path(out)
-        self.store = Path(S.base_save_dir or S.store or self.out/'activations')
+        self.store = Path(S.base_save_dir or self.out/'activations')
         self.rows = {d.title: _rows_of(d) for d in cfg.datasets}
         self.splits = {n: make_splits(r, S.cv, S.test_size, S.seeds, name=repr(n)) for n, r in self.rows.items()}
         self.data = {n: digest(r.to_dict('list')) for n, r in self.rows.items()}
@@ -933,7 +930,7 @@ def plan(cfg:ClassifyConfig, out): # the folder of the run
     "What a run would do there, what it has done, and what it costs: `Plan`. No model is loaded. Raises `BadInput` for all that is wrong with the data."
     return _plan(_Job(cfg, out))
 
-# %% ../nbs/31_classify.ipynb #824868a5
+# %% ../nbs/31_classify.ipynb #62c87eaa
 def _train(m:ModelSpec, model, tok, at, path): # an SAE on a text that nobody is judged on
     from saebook.train import TrainConfig, train_sae
     if (path/'sae.json').is_file(): return SAE.from_pretrained(path)
@@ -948,7 +945,7 @@ def _train(m:ModelSpec, model, tok, at, path): # an SAE on a text that nobody is
 
 class _Loaded: # a model with its SAEs, loaded once and only if something is read
     def __init__(self, job, m):
-        self.job, (self.spec, self.print, self.saes) = job, job.models[m]
+        self.job, self.title, (self.spec, self.print, self.saes) = job, m, job.models[m]
         if self.spec.name == 'world':
             from saebook.world import load_taught
             self.model, self.tok = load_taught('base')
@@ -982,13 +979,12 @@ class _Loaded: # a model with its SAEs, loaded once and only if something is rea
         if kind == 'random SAE': sae = self.have.setdefault(('random', name, layer), random_like(sae, _BLANK + self.job.S.seeds[0]))
         return Reading(at, sae, *_pooling(pool))
 
-# %% ../nbs/31_classify.ipynb #9da69a8f
-def _read_missing(job, d, m, loaded, progress): # from one forward pass over the texts -> {reading: why it could not be had}
+# %% ../nbs/31_classify.ipynb #15e35608
+def _read_missing(job, d, m, have, progress): # from one forward pass over the texts -> {reading: why it could not be had}, the model, loaded if it was needed
     todo, why, want = job.missing(d, m), {}, {}
-    if not todo: return why
+    if not todo: return why, have
     try:
-        if m not in loaded: loaded[m] = _Loaded(job, m)
-        have = loaded[m]
+        have = have or _Loaded(job, m)
         for k, f in todo.items():
             try: want[f] = have.reading(*k)
             except BadInput as e: why[k] = str(e)
@@ -997,7 +993,7 @@ def _read_missing(job, d, m, loaded, progress): # from one forward pass over the
             for f, x in collect(have.model, have.tok, list(job.rows[d].text), want, shards, job.S.batch_size, job.S.length, progress).items(): _Store(f, {}).put(0, x)
             shutil.rmtree(shards) # all of it is in those files now
     except BadInput as e: why |= {k: str(e) for k in todo if k not in why}
-    return why
+    return why, have
 
 def _cell(job, of, made): # made: arrays of this data set and model that are in memory
     rows, splits = job.rows[of['dataset']], job.splits[of['dataset']]
@@ -1007,7 +1003,7 @@ def _cell(job, of, made): # made: arrays of this data set and model that are in 
     here = {k[:2]: made[k] for k in at}
     return judge(here[_input(of)], rows, splits, dict(of, **_active(of, here)), job.S)
 
-# %% ../nbs/31_classify.ipynb #df7cbb19
+# %% ../nbs/31_classify.ipynb #80661a1e
 def _started(out): # where a run was started, seen from its folder, and through no home
     at, home = os.path.relpath(os.path.realpath('.'), os.path.realpath(out)), redacted(os.path.realpath('.'))
     return at if set(Path(at).parts) <= {'..'} or not home.startswith('~') else home
@@ -1025,25 +1021,29 @@ def _config_of(out): # `ClassifyConfig` of a run, wherever it is opened
     base = Path(os.path.realpath(Path(out)/os.path.expanduser(str(d.pop('started', os.path.realpath('.'))))))
     for block, keys in dict(models=('name', 'saes', 'train'), datasets=('name', 'path')).items():
         d[block] = [dict(e, **{k: dict(v, text=_seen_from(base, v['text'])) if k == 'train' and 'text' in v else v if k == 'train' else _seen_from(base, v) for k in keys if (v := e.get(k)) is not None}) for e in d.get(block, [])]
-    d['settings'] = dict(d.get('settings', {}), **{k: _seen_from(base, v) for k in ('base_save_dir', 'store') if (v := d.get('settings', {}).get(k)) is not None})
+    d['settings'] = dict(d.get('settings', {}), **{k: _seen_from(base, v) for k in ('base_save_dir',) if (v := d.get('settings', {}).get(k)) is not None})
     return configured(ClassifyConfig, d)
 
-# %% ../nbs/31_classify.ipynb #d9db8fdc
+# %% ../nbs/31_classify.ipynb #bfa77785
 def run_classify(cfg:ClassifyConfig, out, # a folder; what is there is gone on with
                  progress:bool=True,
                  extract_only:bool=False,  # read, and stop
-                 classify_only:bool=False): # read nothing
+                 classify_only:bool=False, # read nothing
+                 told=None):             # a function that is given the `Plan` before anything is done
     "The experiment of a configuration: results.json, results.csv, report.html and config.json in `out`, a file a row in cells/. Returns `Results`; with `extract_only` the `Plan` of what is left."
     if extract_only and classify_only: raise BadInput('extract_only and classify_only were given: each leaves out what the other does, give one')
     if cfg.settings.cuda_visible_devices is not None: os.environ['CUDA_VISIBLE_DEVICES'] = str(cfg.settings.cuda_visible_devices)
-    job, loaded, cells, failed = _Job(cfg, out_dir(out)), {}, [], []
+    job = _Job(cfg, out_dir(out))
     out_dir(job.store)
-    pairs = [(d, m) for d in job.rows for m in [None, *job.models]]
+    if told: told(_plan(job))
+    pairs = [(d, m) for m in [None, *job.models] for d in job.rows]
     if classify_only and (gone := [(d, m) for d, m in pairs if m and job.missing(d, m)]): raise BadInput(f'{gone[0][0]!r} has not been read with {gone[0][1]!r}, and classify_only was given: run it without first, or with extract_only')
     write_json(job.out/'config.json', dict(redacted(asdict(cfg)), started=_started(job.out)))
     bar = tqdm(total=len(job.cells), disable=not progress, desc='rows', leave=False)
+    have = None
     for d, m in pairs:
-        why, made = _read_missing(job, d, m, loaded, progress) if m else {}, {}
+        if have and have.title != m: have = None # one model in memory at a time
+        (why, have), made = _read_missing(job, d, m, have, progress) if m else ({}, None), {}
         if extract_only and why: raise BadInput(next(iter(why.values())))
         for of, key in job.cells if not extract_only else ():
             if (of['dataset'], of.get('model')) != (d, m): continue
@@ -1051,10 +1051,11 @@ def run_classify(cfg:ClassifyConfig, out, # a folder; what is there is gone on w
                 bad = next((why[k] for k in job.readings(of) if k in why), None)
                 try: write_json(job.file(key), _cell(job, of, made) if bad is None else dict(of=of, why=redacted(bad)))
                 except BadInput as e: write_json(job.file(key), dict(of=of, why=redacted(str(e))))
-            c = job.cell(key)
-            (failed if 'why' in c else cells).append(c); bar.update()
+            bar.update()
     bar.close()
     if extract_only: return _plan(job)
+    every = [job.cell(key) for _, key in job.cells]
+    cells, failed = [c for c in every if 'why' not in c], [c for c in every if 'why' in c]
     r = Results(cells, {n: _data_record(n, job.rows[n], job.splits[n]) for n in job.rows}, failed, redacted(asdict(cfg)))
     r.save(job.out/'results.json')
     with atomic(job.out/'results.csv') as tmp: r.frame.to_csv(tmp, index=False)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'main']
 
-# %% ../nbs/90_cli.ipynb #846e8a90
-import argparse, importlib, sys
+# %% ../nbs/90_cli.ipynb #ebe93e66
+import argparse, functools, importlib, sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def _parser():
     d.add_argument('--no-browser', dest='browser', action='store_false', help='do not open one')
     return p
 
-# %% ../nbs/90_cli.ipynb #66f15b40
+# %% ../nbs/90_cli.ipynb #9b101c5a
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
@@ -61,7 +61,7 @@ def _run(config, out, quiet, **only): # extract_only, classify_only
     module = importlib.import_module(module)
     cfg = configured(getattr(module, cls), cfg)
     out = Path(out or Path(getattr(cfg, 'root', 'runs'))/f'{kind}-{digest(asdict(cfg))[:10]}')
-    if hasattr(module, 'plan'): print(module.plan(cfg, out), flush=True)
+    if kind == 'classify': only['told'] = functools.partial(print, flush=True)
     result = getattr(module, run)(cfg, out, progress=not quiet, **only)
     shown = result.round(3).to_string(index=False) if hasattr(result, 'to_string') else result
     print(f'{shown}\n\nThe results are in {out}')
@@ -69,7 +69,7 @@ def _run(config, out, quiet, **only): # extract_only, classify_only
 def _dashboard(results, port, browser):
     from saebook.dashboard import serve
     print(f'http://localhost:{port} (Ctrl-C to stop)', flush=True)
-    if code := serve(results, port, browser): raise SystemExit(code)
+    return serve(results, port, browser)
 
 def main(argv=None): # default: sys.argv
     "The `saebook` command. Returns the exit status."
@@ -79,7 +79,7 @@ def main(argv=None): # default: sys.argv
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     if not command: p.print_help(); return 2
     from saebook.core import BadInput # with torch, so only when there is work for it
-    try: dict(quickstart=_quickstart, run=_run, dashboard=_dashboard)[command](**args)
+    try: return dict(quickstart=_quickstart, run=_run, dashboard=_dashboard)[command](**args) or 0
     except BadInput as e: print(f'saebook: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt:
         sae = Path(args.get('out') or '')/'sae' # of quickstart

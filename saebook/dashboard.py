@@ -6,8 +6,8 @@
 __all__ = ['chosen_rows', 'row_title', 'plot_rows', 'plot_confusion', 'feature_rule', 'plot_feature', 'feature_texts', 'audit',
            'Dashboard', 'serve']
 
-# %% ../nbs/60_dashboard.ipynb #ea2250f9
-import io, json, os, subprocess, sys, tempfile
+# %% ../nbs/60_dashboard.ipynb #02df3f43
+import io, os, subprocess, sys, tempfile
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -94,18 +94,19 @@ def feature_texts(row:Opened, feature:int, threshold:float=0., n:int=6, # so man
         return f'<div class="text"><span class="soft">{x[i]:.2f} · {esc(str(row.rows.label[i]))}</span>{body}</div>'
     return ''.join(f'<h4>{esc(what)} ({len(some)})</h4>' + (''.join(map(one, some[:n])) or '<p class="soft">none</p>') for what, some in (('Above', above), ('Not above', below)))
 
-# %% ../nbs/60_dashboard.ipynb #5871fc93
+# %% ../nbs/60_dashboard.ipynb #fde0610a
 def _without(X, features):
     if not hasattr(X, 'tocsr'): X = X.copy(); X[:, features] = 0; return X
     keep = np.ones(X.shape[1]); keep[features] = 0
     return X.multiply(keep).tocsr()
 
-def _as_frequent(X, features, rng, near=50): # a random feature that fires about as often, for each
+def _as_frequent(X, features, near=50): # for each feature those that fire about as often, the closest first: enough of them to draw from
     rate = np.asarray((X > 0).mean(0)).ravel()
+    return [[i for i in np.argsort(np.abs(rate - rate[f]), kind='stable')[:near + 2*len(features)] if i not in features] for f in features]
+
+def _drawn(close, rng, near=50): # one for each
     out = []
-    for f in features:
-        order = [i for i in np.argsort(np.abs(rate - rate[f]), kind='stable') if i not in features and i not in out]
-        out.append(int(rng.choice(order[:near])))
+    for like in close: out.append(int(rng.choice([i for i in like if i not in out][:near])))
     return out
 
 def audit(row:Opened, features, # numbers
@@ -120,8 +121,8 @@ def audit(row:Opened, features, # numbers
         return np.append(macro_f1(y, said, k), classify.class_scores(classify.confusion(y, said, k))[2]), said
     before, was = scores(X)
     after, now = scores(_without(X, features))
-    rng, fit = np.random.default_rng(seed), row.X[row.split.known]
-    drawn = [scores(_without(X, _as_frequent(fit, features, rng))) for _ in range(controls)]
+    rng, close = np.random.default_rng(seed), _as_frequent(row.X[row.split.known], features)
+    drawn = [scores(_without(X, _drawn(close, rng))) for _ in range(controls)]
     low, high = np.quantile([d for d, _ in drawn], [.025, .975], axis=0)
     changed = lambda at, said: np.append((said != was).mean(), [(said != was)[y == c].mean() for c in range(k)])
     return pd.DataFrame({'class': ['all', *map(str, row.classes)], 'before': before, 'after': after, 'difference': after - before, 'random': np.mean([d for d, _ in drawn], 0), 'random_low': low, 'random_high': high, 'changed': changed(test, now)})
@@ -277,19 +278,17 @@ def _audit(self:Dashboard):
     if row is None or not features: self.audited.value = _html('<p>Choose features that are to be left out.</p>'); return
     self.audited.value = _html(views.table(audit(row, features), dict.fromkeys(('before', 'after', 'difference', 'random', 'random_low', 'random_high', 'changed'), '{:.3f}')))
 
-# %% ../nbs/60_dashboard.ipynb #7ce8bb0b
+# %% ../nbs/60_dashboard.ipynb #99e0687e
 def serve(results, # the folder of a run, or several
           port:int=8866, browser:bool=True): # browser: open one
     "Show the dashboard with Voila until it is stopped (Ctrl-C). Raises `BadInput` where Voila is missing."
     folders = [Path(f).resolve() for f in ([results] if isinstance(results, (str, Path)) else results)]
     for f in folders: Results.load(f) # what is wrong is told here and not on a page
-    try: import voila
+    try: import voila; from nbformat import v4, writes # which comes with it
     except ImportError: raise BadInput("the dashboard is shown by Voila, which is not installed: pip install 'saebook[app]', or show Dashboard(folder) in a notebook") from None
     with tempfile.TemporaryDirectory() as d:
         nb = Path(d)/'dashboard.ipynb'
         given = {f.name if [g.name for g in folders].count(f.name) == 1 else str(f): str(f) for f in folders}
-        nb.write_text(json.dumps(_notebook(f'import os\nos.chdir({os.getcwd()!r})\nfrom saebook.dashboard import Dashboard\nDashboard({given!r})')), encoding='utf-8')
+        cell = v4.new_code_cell(f'import os\nos.chdir({os.getcwd()!r})\nfrom saebook.dashboard import Dashboard\nDashboard({given!r})')
+        nb.write_text(writes(v4.new_notebook(cells=[cell])), encoding='utf-8')
         return subprocess.run([sys.executable, '-m', 'voila', str(nb), f'--port={port}', *([] if browser else ['--no-browser'])]).returncode
-
-def _notebook(code): # of one cell
-    return dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')), cells=[dict(cell_type='code', id='one', metadata={}, source=code, outputs=[], execution_count=None)])

@@ -21,7 +21,7 @@ from .erase import Carried, Eraser, carried, certify_features, chosen_eraser, cl
 from .sae import SAE
 from .sites import Site
 
-# %% ../nbs/41_debias.ipynb #b23e081f
+# %% ../nbs/41_debias.ipynb #32e4c1fc
 def load_table(source,            # a .csv, .tsv, .json, .jsonl or .parquet file, a data set's folder, or its name on the hub
                text:str='text', concept:str='gender', task:str|None='profession', # its columns
                group:str|None=None, # whose rows stay together; None: `group`, if there is one, else each text by itself
@@ -37,7 +37,7 @@ def load_table(source,            # a .csv, .tsv, .json, .jsonl or .parquet file
     for c, by in (names or {}).items():
         er._has(out, c)
         by = {str(k): v for k, v in (enumerate(by) if isinstance(by, (list, tuple)) else by.items())} # in a .csv file numbers are text
-        said = out[c].map(lambda v: f'{v:g}' if isinstance(v, float) else str(v))
+        said = out[c].map(lambda v: str(int(v)) if isinstance(v, float) and v.is_integer() else str(v))
         unknown = set(said) - set(by)
         if unknown: raise BadInput(f'{c} {sorted(unknown, key=str)[0]!r} has no name: there are names for {", ".join(map(str, list(by)[:12]))}')
         out[c] = said.map(by)

@@ -66,7 +66,7 @@ class Reading:
         "As JSON can hold it; an SAE by its class and the hash of its weights."
         return dict(site=self.site.to_dict(), sae=None if self.sae is None else cache._name(self.sae), pool=self.pool, n=None if self.n is None else int(self.n))
 
-# %% ../nbs/28_readings.ipynb #b1d54171
+# %% ../nbs/28_readings.ipynb #cb128370
 _TOKENS = 4096 # encoded at once
 
 def _encoded(sae, h): # [tokens, d]: sparse codes of some thousand tokens each
@@ -100,8 +100,9 @@ def _pooled(h, use, readings): # [batch, seq, d], [batch, seq]; readings of one 
     tokens, row, out = h[need.to(h.device)], need.nonzero()[:, 0].numpy(), []
     if not torch.isfinite(tokens).all(): raise BadInput(f'{int((~torch.isfinite(tokens)).any(1).sum())} of {len(tokens)} tokens have NaN or infinity at {readings[0].site}: load the model in float32')
     codes = _encoded(sae, tokens)
+    entries = {n: _entries(codes, n) for n in {r.n for r in readings}} # the pools of one SAE share them
     for r in readings:
-        token, feature, value = _entries(codes, r.n)
+        token, feature, value = entries[r.n]
         counts = of[r][need].numpy()[token]
         x = _by_text(row[token[counts]], feature[counts], value[counts], (len(use), sae.n), r.pool)
         if r.pool == 'mean': x.data /= np.repeat(use.sum(1).numpy().astype(np.float32), np.diff(x.indptr))
@@ -116,12 +117,15 @@ def of(self:Reading, h:torch.Tensor, # [batch, seq, d] at the site
     "Activations that were read already, pooled: a float32 array [batch, d], or with an SAE its features as a SciPy CSR matrix [batch, n]. Raises `BadInput` for shapes that do not fit, NaN, or a text of which no token counts."
     return _pooled(h, torch.ones(h.shape[:2], dtype=torch.bool) if use is None else torch.as_tensor(use), [self])[0]
 
-# %% ../nbs/28_readings.ipynb #0d27667d
-@torch.no_grad()
-def _read(model, tokenizer, texts, at, batch, length, progress): # yields numbers of texts, their tokens in use [rows, seq], {site: activations [rows, seq, d]}; texts of a length together
+# %% ../nbs/28_readings.ipynb #fb8c5d9f
+def _all_texts(texts):
+    if not len(texts): raise BadInput('no texts were given: give at least one')
     bad = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
     if bad is not None: raise BadInput(f'text {bad} is {texts[bad]!r}: give texts')
-    if not len(texts): raise BadInput('no texts were given: give at least one')
+
+@torch.no_grad()
+def _read(model, tokenizer, texts, at, batch, length, progress): # yields numbers of texts, their tokens in use [rows, seq], {site: activations [rows, seq, d]}; texts of a length together
+    _all_texts(texts)
     for s in [at] if isinstance(at, Site) else at:
         if s.positions is not None: raise BadInput(f'{s} has positions of its own: give the site without them, pooling chooses')
     order, special = np.argsort([len(t) for t in texts], kind='stable'), sites.special_ids(tokenizer)
@@ -191,13 +195,12 @@ class _Store: # one reading of all texts: a folder of shards, made in any order
             self._listed(); self.shards[str(i)] = sha
             write_json(self.path/'manifest.json', dict(format='saebook-reading', version=1, config=self.config, shards=self.shards))
 
-# %% ../nbs/28_readings.ipynb #17421470
+# %% ../nbs/28_readings.ipynb #464245e4
 def _patched(model): # by saebook: what a hash of weights does not know of
     return any(getattr(f, '__module__', '') == sites.__name__ for m in unwrap(model).modules() for f in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
 
 def _tokens(tokenizer, texts, length): # the hash of all that a model is to see; what is wrong with a text is told here, by its number
-    bad = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
-    if bad is not None: raise BadInput(f'text {bad} is {texts[bad]!r}: give texts')
+    _all_texts(texts)
     ids, special = tokenizer(texts, truncation=True, max_length=length)['input_ids'], sites.special_ids(tokenizer).tolist()
     bad = next((i for i, r in enumerate(ids) if not set(r).difference(special)), None)
     if bad is not None: raise BadInput(f'text {bad} has no token in use ({texts[bad][:40]!r}): leave it out')

@@ -323,7 +323,7 @@ def two(tmp_path):
 
 def test_hidden_states_of_another_site_are_read_anew(two):
     d, paths = two
-    at = lambda w: ClassifyConfig(**dict(SMALL, settings=dict(SMALL['settings'], store=str(d/'store')), models=[dict(name='world', layers=[1], saes={1: str(paths[w])})]))
+    at = lambda w: ClassifyConfig(**dict(SMALL, settings=dict(SMALL['settings'], base_save_dir=str(d/'store')), models=[dict(name='world', layers=[1], saes={1: str(paths[w])})]))
     made = {}
     for w in ('resid_post', 'mlp'):
         run_classify(at(w), d/'run', progress=False)

@@ -111,7 +111,7 @@ def test_an_interrupt_of_the_page_ends_as_shells_expect(run, monkeypatch, capsys
 def test_the_page_runs_where_it_was_asked_for(run, monkeypatch, tmp_path):
     pytest.importorskip('voila')
     code = []
-    monkeypatch.setattr(db.subprocess, 'run', lambda cmd: code.append(json.loads(Path(cmd[3]).read_text())['cells'][0]['source']) or subprocess.CompletedProcess(cmd, 0))
+    monkeypatch.setattr(db.subprocess, 'run', lambda cmd: code.append(''.join(json.loads(Path(cmd[3]).read_text())['cells'][0]['source'])) or subprocess.CompletedProcess(cmd, 0))
     monkeypatch.chdir(tmp_path)
     assert db.serve(os.path.relpath(run[0]), browser=False) == 0
     assert code[0].index(f'os.chdir({str(tmp_path)!r})') < code[0].index('from saebook') and str(run[0]) in code[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import saebook
 
-# %% ../nbs/90_cli.ipynb #51bc1ecb
+# %% ../nbs/90_cli.ipynb #a5232e26
 def _parser():
     p = argparse.ArgumentParser(prog='saebook', description='Work with the features of neural networks.')
     p.add_argument('--version', action='version', version=f'saebook {saebook.__version__}')
@@ -32,7 +32,7 @@ def _parser():
     q.add_argument('--device', metavar='NAME', help='cpu, cuda, ... (default: a GPU if there is one)')
     q.add_argument('--quiet', action='store_true', help='no progress bars')
     r = sub.add_parser('run', help='run an experiment from one YAML or JSON file; its key `kind` says which')
-    r.add_argument('config', metavar='CONFIG.yaml', help='kind: ravel, erase, merge or classify, and the fields of that experiment')
+    r.add_argument('config', metavar='CONFIG.yaml', help='kind: ravel, erase, merge, classify or transfer, and the fields of that experiment')
     r.add_argument('--out', metavar='DIR', help='folder for the results (default: runs/KIND-NAME, the name from the configuration); what is there already is gone on with')
     r.add_argument('--extract-only', action='store_true', help='classify: read the texts with the models, and stop')
     r.add_argument('--classify-only', action='store_true', help='classify: read nothing, use what is there')
@@ -43,14 +43,14 @@ def _parser():
     d.add_argument('--no-browser', dest='browser', action='store_false', help='do not open one')
     return p
 
-# %% ../nbs/90_cli.ipynb #9b101c5a
+# %% ../nbs/90_cli.ipynb #02427b95
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
     print(f"{result}\n\n{result.metrics['seconds']:.0f} seconds; open {result.out/'report.html'}")
 
 KINDS = dict(ravel=('saebook.ravel', 'RavelConfig', 'run_ravel'), erase=('saebook.debias', 'EraseConfig', 'run_erase'), merge=('saebook.merge', 'MergeConfig', 'run_merge'),
-             classify=('saebook.classify', 'ClassifyConfig', 'run_classify')) # module, its configuration, what runs it
+             classify=('saebook.classify', 'ClassifyConfig', 'run_classify'), transfer=('saebook.transfer', 'TransferConfig', 'run_transfer')) # module, its configuration, what runs it
 
 def _run(config, out, quiet, **only): # extract_only, classify_only
     from saebook.core import BadInput, configured, digest, one_of, read_config

@@ -6,17 +6,19 @@
 __all__ = ['chosen_rows', 'row_title', 'plot_rows', 'plot_confusion', 'feature_rule', 'plot_feature', 'feature_texts', 'audit',
            'Dashboard', 'serve']
 
-# %% ../nbs/60_dashboard.ipynb #02df3f43
+# %% ../nbs/60_dashboard.ipynb #e2c03c6c
 import io, os, subprocess, sys, tempfile
 from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from . import classify, views
-from .classify import Opened, Results, macro_f1, reopen
+from . import tables, views
+from .classify import Opened, reopen
 from .core import BadInput, esc, one_of
+from .results import ROW_COLORS, Results, in_words, shown
+from .tables import macro_f1
 
-# %% ../nbs/60_dashboard.ipynb #287c612e
+# %% ../nbs/60_dashboard.ipynb #37795e7b
 _ANY = 'all'
 
 def chosen_rows(results, # {name of a run: Results}
@@ -36,7 +38,7 @@ def row_title(results, row): # as in `chosen_rows`
     run, i = row
     of = results[run].cells[i]['of']
     many = lambda k: len({c['of'].get(k) for r in results.values() for c in r.cells} - {None}) > 1
-    return ', '.join([*([run] if len(results) > 1 else []), *([of['dataset']] if many('dataset') else []), classify._title(of, many('model')), *([of['reader']] if of['reader'] != '–' else [])])
+    return ', '.join([*([run] if len(results) > 1 else []), *([of['dataset']] if many('dataset') else []), in_words(of, many('model')), *([of['reader']] if of['reader'] != '–' else [])])
 
 def plot_rows(results, rows, most:int=30, ax=None): # as in `chosen_rows`; so many, the first ones
     "Macro F1 of rows with its 95 % interval, the highest on top; features blue, what they should beat orange, controls grey."
@@ -44,7 +46,7 @@ def plot_rows(results, rows, most:int=30, ax=None): # as in `chosen_rows`; so ma
     cell = lambda row: results[row[0]].cells[row[1]]
     rows = sorted(rows[:most], key=lambda r: -cell(r)['f1'])
     side = lambda k: [np.nan if cell(r).get(k) is None else cell(r)[k] for r in rows]
-    ax = views.bars([row_title(results, r) for r in rows], side('f1'), side('low'), side('high'), ax, [classify._ROW_COLORS.get(cell(r)['of']['row'], views.GREY) for r in rows], 'macro F1')
+    ax = views.bars([row_title(results, r) for r in rows], side('f1'), side('low'), side('high'), ax, [ROW_COLORS.get(cell(r)['of']['row'], views.GREY) for r in rows], 'macro F1')
     ax.set_xlim(0, 1)
     return ax
 
@@ -94,7 +96,7 @@ def feature_texts(row:Opened, feature:int, threshold:float=0., n:int=6, # so man
         return f'<div class="text"><span class="soft">{x[i]:.2f} · {esc(str(row.rows.label[i]))}</span>{body}</div>'
     return ''.join(f'<h4>{esc(what)} ({len(some)})</h4>' + (''.join(map(one, some[:n])) or '<p class="soft">none</p>') for what, some in (('Above', above), ('Not above', below)))
 
-# %% ../nbs/60_dashboard.ipynb #fde0610a
+# %% ../nbs/60_dashboard.ipynb #8c262215
 def _without(X, features):
     if not hasattr(X, 'tocsr'): X = X.copy(); X[:, features] = 0; return X
     keep = np.ones(X.shape[1]); keep[features] = 0
@@ -118,7 +120,7 @@ def audit(row:Opened, features, # numbers
     X, y = row.X[test], pd.Categorical(row.rows.label, row.classes).codes[test].astype(int)
     def scores(X):
         said = pd.Categorical(row.probe.predict(X), row.classes).codes.astype(int)
-        return np.append(macro_f1(y, said, k), classify.class_scores(classify.confusion(y, said, k))[2]), said
+        return np.append(macro_f1(y, said, k), tables.class_scores(tables.confusion(y, said, k))[2]), said
     before, was = scores(X)
     after, now = scores(_without(X, features))
     rng, close = np.random.default_rng(seed), _as_frequent(row.X[row.split.known], features)
@@ -145,7 +147,7 @@ def _sources(results): # -> {name: Results}, {name: folder}
     folders = {k: Path(v) for k, v in given.items() if not isinstance(v, Results) and Path(v).is_dir()}
     return {k: v if isinstance(v, Results) else Results.load(v) for k, v in given.items()}, folders
 
-# %% ../nbs/60_dashboard.ipynb #aa9249cc
+# %% ../nbs/60_dashboard.ipynb #4a9f0b38
 class Dashboard:
     "Results to be looked at and asked, as ipywidgets: rows side by side, one row, its tree, a feature with its texts, an audit. Every widget is an attribute."
     def __init__(self, results): # `Results`, the folder of a run, or {name: either}
@@ -178,7 +180,7 @@ class Dashboard:
         self.row.value = rows[0] if rows else None
         if not rows: _show(self.picture, None); self.table.value = _html('<p>No row fits: choose all in one of the fields.</p>'); return
         _show(self.picture, plot_rows(self.results, rows))
-        self.table.value = _html(classify._table(pd.concat([self.results[r].frame.loc[[i]].assign(run=r) for r, i in rows]).drop(columns=[] if len(self.results) > 1 else 'run')))
+        self.table.value = _html(shown(pd.concat([self.results[r].frame.loc[[i]].assign(run=r) for r, i in rows]).drop(columns=[] if len(self.results) > 1 else 'run')))
 
 # %% ../nbs/60_dashboard.ipynb #f68c7b2c
 from fastcore.basics import patch
@@ -199,7 +201,7 @@ def _feature_widgets(self:Dashboard, W):
 @patch
 def _feature_page(self:Dashboard, W): return [W.HBox([self.open, self.state]), W.HBox([self.label, self.feature, self.threshold]), W.HBox([self.curve, self.rule]), self.texts]
 
-# %% ../nbs/60_dashboard.ipynb #7388347a
+# %% ../nbs/60_dashboard.ipynb #f6d06647
 @patch
 def _show_row(self:Dashboard): # classes, confusion and tree; a row that was opened before is there again
     if self.row.value is None:
@@ -207,8 +209,8 @@ def _show_row(self:Dashboard): # classes, confusion and tree; a row that was ope
         _show(self.confusion, None); self._ready(); return
     run, i = self.row.value
     r, c = self.results[run], self.results[run].cells[i]
-    top = f'<h4>What moves a class most</h4>{classify._table(r.top(i, 3))}' if 'top' in c else ''
-    self.classes.value = _html(f'<h4>By class</h4>{classify._table(r.per_class(i))}{top}') if 'guess' in c or 'classes' in c else _html('')
+    top = f'<h4>What moves a class most</h4>{shown(r.top(i, 3))}' if 'top' in c else ''
+    self.classes.value = _html(f'<h4>By class</h4>{shown(r.per_class(i))}{top}') if 'guess' in c or 'classes' in c else _html('')
     _show(self.confusion, plot_confusion(r.confusion(i)) if 'guess' in c else None)
     opened = self._open.get((run, i))
     from saebook.estimators import tree_html

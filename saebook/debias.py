@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 
 from . import erase as er, probe, sites
-from .classify import read_table
+from .tables import read_table
 from .core import BadInput, digest, one_of, out_dir, write_json
 from .erase import Carried, Eraser, carried, certify_features, chosen_eraser, closed_form_eraser, fit_feature_eraser, random_eraser, text_damage
 from .sae import SAE

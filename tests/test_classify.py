@@ -1,14 +1,16 @@
 "Classification: real text with known bars, one file in, equal tables out, killed and resumed, other languages and other models."
-import json, os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 
-from saebook import classify, metrics, readings, sites
-from saebook.classify import ClassifyConfig, Results, Settings, Split, class_scores, confusion, f1_interval, from_arrays, judge, labelled, macro_f1, make_splits, paired_difference, plan, read_table, run_classify, transfer
+from saebook import classify, readings, results, sites, tables
+from saebook.classify import ClassifyConfig, plan, run_classify
 from saebook.cli import main
 from saebook.core import BadInput, configured, read_config, read_json, write_json
+from saebook.results import Results, Settings, from_arrays, judge
 from saebook.sae import SAE
+from saebook.tables import f1_interval, labelled, macro_f1, make_splits, nadeau_bengio, paired_difference, read_table
 from saebook.world import World
 
 TFIDF = dict(row='TF-IDF', reader='logistic')
@@ -28,16 +30,8 @@ def test_letters_know_twelve_intents(shared):
     rows = labelled(read_table(shared('data/banking77/banking77_12.csv')), id='id', split='split')
     assert judge(rows.text, rows, make_splits(rows), TFIDF)['f1'] == pytest.approx(.940, abs=.02)
 
-def test_letters_carry_a_little_from_english(shared):
-    tables = sib(shared, 'eng_Latn', 'deu_Latn', 'fra_Latn')
-    m = transfer(tables, {}).set_index(['source', 'target'])
-    assert m.f1['eng_Latn', 'deu_Latn'] == pytest.approx(.35, abs=.03) and m.f1['eng_Latn', 'fra_Latn'] == pytest.approx(.41, abs=.03)
-    alone = judge(tables['deu_Latn'].text, tables['deu_Latn'], make_splits(tables['deu_Latn']), TFIDF)
-    assert m.f1['deu_Latn', 'deu_Latn'] == alone['f1'] # the diagonal is the ordinary experiment
-    assert .4 < m.ratio['eng_Latn', 'deu_Latn'] < .6 and m.ratio['eng_Latn', 'eng_Latn'] == 1
-
 def test_a_script_without_spaces_is_read_by_characters():
-    assert classify.tfidf(['我们去北京', '天气很好']).analyzer == 'char' and classify.tfidf(['we go to Paris', 'vélo à Москва']).analyzer == 'char_wb'
+    assert results.tfidf(['我们去北京', '天气很好']).analyzer == 'char' and results.tfidf(['we go to Paris', 'vélo à Москва']).analyzer == 'char_wb'
 
 # --- an experiment of a file, on a real small model
 
@@ -83,7 +77,7 @@ def test_the_plan_says_what_reading_costs(run):
 
 def test_every_table_has_every_row(run):
     _, found, _ = run
-    assert set(found.frame.row) == set(classify.ROWS) and not found.failed
+    assert set(found.frame.row) == set(results.ROWS) and not found.failed
     f = found.frame.set_index(['row', 'pool'])
     assert f.f1['hidden', 'sum'] > .1 and f['size']['random SAE', 'top 5'] == f['size']['SAE', 'top 5'] == 256
     for i, c in enumerate(found.cells): # what stands in the table is what was said
@@ -187,7 +181,7 @@ def test_results_of_a_wide_probe_are_small(tmp_path):
     rows = labelled(pd.DataFrame(dict(label=[f'class {c}' for c in y], id=range(1000))), text=None, id='id')
     i = rows.id.astype(int).to_numpy()
     cells = [judge(X[i], rows, s := make_splits(rows), dict(dataset='wide', row='SAE', reader=r), Settings(C=[1.], prune=[0.])) for r in ('logistic', 'tree')]
-    path = Results(cells, dict(wide=classify._data_record('wide', rows, s))).save(tmp_path/'r.json')
+    path = Results(cells, dict(wide=results.data_record('wide', rows, s))).save(tmp_path/'r.json')
     assert path.stat().st_size < 50_000, path.stat().st_size
     back = Results.load(path)
     assert {back.top(0, 1).set_index('class').input[f'class {c}'] for c in range(5)} <= set(range(5)) and back.frame.f1[0] > .9
@@ -223,7 +217,7 @@ def test_the_best_of_forty_readers_of_noise_is_no_better_than_chance(monkeypatch
         def __getitem__(self, i): return self
         def predict(self, X): return ((X[:, None] - self.means)**2).sum(-1).argmin(1)
     def fit(of, X, y, s, S): return Nearest(X[s.known], y[s.known]), '', macro_f1(y[s.dev], Nearest(X[s.fit], y[s.fit]).predict(X[s.dev]), 2)
-    for name, f in dict(_fit_best=fit, _top=lambda *a: {}, f1_interval=lambda *a: (0, 1)).items(): monkeypatch.setattr(classify, name, f)
+    for where, name, f in ((results, 'fit_best', fit), (results, '_top', lambda *a: {}), (tables, 'f1_interval', lambda *a: (0, 1))): monkeypatch.setattr(where, name, f)
     best, chosen = [], []
     for draw in range(80):
         g = np.random.default_rng([5, draw])
@@ -270,7 +264,7 @@ def test_differences_are_paired():
     one = f1_interval(y, a, 2, np.arange(500))
     assert 0 <= low <= d <= high and high - low < .5*(one[1] - one[0])
     assert paired_difference(y, a, a, 2, np.arange(500)) == (0, 0, 0)
-    assert classify.nadeau_bengio([0, 0, 0], 400, 100) == 1 and classify.nadeau_bengio([.2, .21, .19, .2, .2], 400, 100) < .001 and np.isnan(classify.nadeau_bengio([.1], 4, 1))
+    assert nadeau_bengio([0, 0, 0], 400, 100) == 1 and nadeau_bengio([.2, .21, .19, .2, .2], 400, 100) < .001 and np.isnan(nadeau_bengio([.1], 4, 1))
 
 # --- what cannot be done
 
@@ -448,52 +442,14 @@ def test_image_tokens_of_a_vision_language_model_go_through_a_text_sae():
     h = sites.read(model, dict(input_ids=ids, pixel_values=images, attention_mask=torch.ones_like(ids)), sites.Site(f'model.language_model.{at.path}'))
     h, = h.values()
     r = from_arrays(h, ['left' if s == 0 else 'right' for s in side], SAE(32, 128, k=8), ids == 5, ['mean', 'count', 'top 2'], settings=Settings(readers=['logistic'], C=[1.], cv=3), name='images')
-    assert h.shape == (60, 7, 32) and set(r.frame.row) == set(classify.ROWS) - {'TF-IDF'} and r.frame.f1[r.frame.row == 'hidden'].min() > .9
+    assert h.shape == (60, 7, 32) and set(r.frame.row) == set(results.ROWS) - {'TF-IDF'} and r.frame.f1[r.frame.row == 'hidden'].min() > .9
     with pytest.raises(BadInput, match='an SAE of width 16 was given for activations of width 32'): from_arrays(h, side.tolist(), SAE(16, 32, k=2))
-
-def test_transfer_never_judges_a_translation(shared):
-    tables = sib(shared, 'eng_Latn', 'deu_Latn')
-    both = {l: t.iloc[::2] if l == 'eng_Latn' else t for l, t in tables.items()}
-    both = {l: t.assign(split='').reset_index(drop=True) for l, t in both.items()} # dealt out by id, in both languages alike
-    m = transfer(both, {}, Settings(C=[10.], test_size=.3), shots=(0, 5))
-    assert (m.test > 0).all() and m.set_index(['source', 'target', 'shots']).f1['eng_Latn', 'deu_Latn', 5] > m.set_index(['source', 'target', 'shots']).f1['eng_Latn', 'deu_Latn', 0]
-    with pytest.raises(BadInput, match='whose table has 1004'): transfer(tables, dict(SAE={'eng_Latn': np.zeros((1004, 2)), 'deu_Latn': np.zeros((3, 2))}))
-
-def test_features_of_any_name_are_read_as_what_they_are(monkeypatch):
-    "Dense activations are scaled, as hidden states are; sparse ones are left sparse."
-    from scipy import sparse
-    g = np.random.default_rng(0)
-    rows = labelled(pd.DataFrame(dict(id=range(60), label=np.arange(60) % 2)), None, id='id')
-    X, seen, fit = g.normal(size=(60, 4))*[1, 1000, 1, 1], [], classify._fit_best
-    monkeypatch.setattr(classify, '_fit_best', lambda of, *a: seen.append(of['row']) or fit(of, *a))
-    transfer(dict(en=rows), dict(mine=dict(en=X), other=dict(en=sparse.csr_matrix(np.abs(X)))), Settings(C=[1.], cv=3))
-    assert seen == ['hidden']*3 + ['SAE']*3
-    for name in ('PCA', 'shuffled', 'majority', 'TF-IDF'):
-        with pytest.raises(BadInput, match='give them another name'): transfer(dict(en=rows), {name: dict(en=X)})
-
-@pytest.mark.slow
-def test_real_sentences_in_three_languages(shared):
-    "sib200 through a small model of English stories and an SAE trained on them: letters are the bar, and what is above it or not is only told."
-    from saebook import cache
-    from saebook.train import TrainConfig, train_sae
-    model, tok = sites.load_model(shared('models/stories260K'))
-    at = sites.site(model, 2)
-    acts = cache.activations(model, cache.contexts(tok, cache.read_documents(shared('data/tinystories/small.txt'))[:400]), at, progress=False)
-    sae = train_sae(SAE(64, 512, k=16, site=at), acts, TrainConfig(steps=600), progress=False).sae.eval()
-    tables = sib(shared, 'eng_Latn', 'deu_Latn', 'fra_Latn')
-    read = lambda t: readings.collect(model, tok, list(t.text), dict(hidden=readings.Reading(at), SAE=readings.Reading(at, sae)), progress=False)
-    got = {l: read(t) for l, t in tables.items()}
-    m = transfer(tables, {r: {l: got[l][r] for l in tables} for r in ('hidden', 'SAE')}, Settings(C=[.1, 1., 10., 100.]))
-    print(m.pivot_table(index=['source', 'target'], columns='row', values='f1', sort=False).round(3).to_string())
-    f = m.set_index(['row', 'source', 'target']).f1
-    assert f['TF-IDF', 'eng_Latn', 'deu_Latn'] == pytest.approx(.35, abs=.03) and f['TF-IDF', 'eng_Latn', 'fra_Latn'] == pytest.approx(.41, abs=.03)
-    assert len(m) == 27 and (m.fit == 800).all() and (m.test == 204).all() and f['hidden', 'eng_Latn', 'eng_Latn'] > .2
 
 def test_fewer_features_are_used_with_l1(run, setting):
     d, _ = setting
     o = classify.reopen(d/'run', run[1].best())
     rows, X, s = o.rows, o.X, o.split
-    used = lambda **kw: (classify._fit_best(dict(row='SAE', reader='logistic'), X, pd.factorize(rows.label, sort=True)[0], s, Settings(C=[1.], **kw))[0][-1].coef_ != 0).mean()
+    used = lambda **kw: (results.fit_best(dict(row='SAE', reader='logistic'), X, pd.factorize(rows.label, sort=True)[0], s, Settings(C=[1.], **kw))[0][-1].coef_ != 0).mean()
     assert used(penalty='l1') < .5*used()
 
 def test_gemma_scope_is_found_by_width(monkeypatch):

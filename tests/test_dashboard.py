@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
 
-from saebook import classify, dashboard as db
-from saebook.classify import ClassifyConfig, Results, reopen, run_classify
+from saebook import classify, dashboard as db, tables
+from saebook.classify import ClassifyConfig, reopen, run_classify
 from saebook.cli import main
 from saebook.core import BadInput
 from saebook.dashboard import Dashboard, audit, chosen_rows, feature_rule
+from saebook.results import Results
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
@@ -42,7 +43,7 @@ def test_a_planted_feature_is_missed_and_random_ones_are_not():
     from scipy import sparse
     from saebook.estimators import make_probe
     rows = pd.DataFrame(dict(id=range(400), text='x', label=np.where(y, 'yes', 'no')))
-    split = classify.Split(0, np.arange(200), np.arange(200, 250), np.arange(250, 400))
+    split = tables.Split(0, np.arange(200), np.arange(200, 250), np.arange(250, 400))
     o = classify.Opened(dict(row='SAE'), rows, sparse.csr_matrix(X), split, make_probe().fit(X[:250], rows.label[:250]))
     t = audit(o, 7).set_index('class')
     assert t.difference['all'] < -.3 and t.random_low['all'] > t.before['all'] - .1

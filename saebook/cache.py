@@ -726,7 +726,7 @@ def _where(self:FeatureCache):
         return r + a, p
     return where
 
-# %% ../nbs/07_cache.ipynb #6679c87f
+# %% ../nbs/07_cache.ipynb #211cb867
 @patch(cls_method=True)
 @torch.no_grad()
 def create(cls:FeatureCache,
@@ -765,6 +765,7 @@ def create(cls:FeatureCache,
             yield sum(len(m) for m, _, _ in some), _csr(*map(torch.cat, zip(*some)), i); i += 1
     width = coder.n if hasattr(coder, 'n') else coder.encode(torch.zeros(1, n, device=dev)).n
     config = dict(coder=_name(coder), n=width, site=site.to_dict(), source=made, dtype=next(k for k, t in _TYPES.items() if t == dtype), batch=batch, shard_batches=shard_batches, index_mb=index_mb, info=info or {})
+    if config['coder']['digest'] is None and (Path(path)/'manifest.json').is_file(): raise BadInput(f'{str(path)!r} holds codes already, and the weights of a {type(coder).__name__} cannot be told from those of another: give another folder, or a torch module')
     return cls._make(path, config, ctx, parts, total, progress)
 
 def _nonzero(code, dtype):

@@ -474,3 +474,11 @@ def test_delphi_of_many_rows(tmp_path):
     f = FeatureCache.create(tmp_path/'f', SAE(6, 4, k=1), write(tmp_path/'a', [torch.randn(70_000, 6)], ctx=ctx, shard_mb=1), progress=False)
     assert load_file(f.to_delphi(tmp_path/'d', 1)/'0_3.safetensors')['locations'].dtype == np.uint32
     assert all(torch.equal(a, b) for i in range(4) for a, b in zip(f.feature(i), read(tmp_path).feature(i)))
+
+def test_codes_of_another_encoder_are_not_taken_for_its_own(tmp_path, lm):
+    "An encoder that is no torch module has no hash: what lies in a folder may be another's."
+    class Coder:
+        def __init__(self, sae): self.n, self.encode = sae.n, sae.encode
+    make = lambda seed: FeatureCache.create(tmp_path/'f', Coder(SAE(16, 32, k=2, seed=seed)), (lm, make_ctx()), sites.site(lm, 0), progress=False)
+    make(0)
+    with pytest.raises(BadInput, match='cannot be told from those of another'): make(1)

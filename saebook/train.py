@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['toy_activations', 'TrainConfig', 'aux_loss', 'loss_of', 'Signum', 'device', 'Trainer', 'TrainResult',
-           'check_activations', 'train_sae', 'resume', 'sweep', 'summary', 'tensorboard']
+           'check_activations', 'train_sae', 'resume', 'sweep', 'summary', 'tensorboard', 'hookpoints', 'train_saes']
 
-# %% ../nbs/08_train.ipynb #f9c4e93c
-import atexit, contextlib, functools, itertools, json, math, os, time
+# %% ../nbs/08_train.ipynb #815b8562
+import atexit, contextlib, fnmatch, functools, itertools, json, math, os, tempfile, time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -15,10 +15,10 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from . import cache, codes, sites
+from . import cache, codes, formats, sites
 from .cache import ActivationCache, Beside, Contexts, LiveActivations, SiteView
 from .codes import SparseCode
-from .core import BadInput, atomic, digest, one_of, out_dir, plain, processes, read_json, write_json
+from .core import BadInput, atomic, check_numbers, digest, one_of, out_dir, plain, processes, read_json, write_json
 from .sae import _FIXED, SAE, JointSAE, Transcoder
 from .sites import Site, unwrap
 
@@ -30,7 +30,7 @@ def toy_activations(tokens=20_000, d=16, n_true=32, k=2, seed=0):
     which = torch.rand(tokens, n_true, generator=g).topk(k, dim=1).indices
     return codes.decode(SparseCode(1 + torch.rand(tokens, k, generator=g), which, n_true), D), D
 
-# %% ../nbs/08_train.ipynb #df1d252c
+# %% ../nbs/08_train.ipynb #d3cc8592
 @dataclass
 class TrainConfig:
     "Everything a training depends on besides the SAE and the activations."
@@ -60,13 +60,7 @@ class TrainConfig:
 
     def __post_init__(self):
         one_of('optimizer', self.optimizer, ['adam', 'signum']); one_of('loss', self.loss, ['fvu', 'ce', 'kl'])
-        for f in fields(self):
-            v, least, whole = getattr(self, f.name), 1 if f.name in ('steps', 'batch', 'log_every', 'accumulate') else 0, type(f.default) is int
-            if isinstance(f.default, str): continue
-            if isinstance(f.default, bool):
-                if not isinstance(v, bool): raise BadInput(f'TrainConfig {f.name}={v!r} was given: give True or False')
-            elif isinstance(v, bool) or not isinstance(v, int if whole else (int, float)) or not math.isfinite(v) or not least <= v < 2**63:
-                raise BadInput(f"TrainConfig {f.name}={v!r} was given: give a {'whole ' if whole else ''}number of at least {least}")
+        check_numbers(self, ('steps', 'batch', 'log_every', 'accumulate'))
         if self.decay > 1: raise BadInput(f'TrainConfig decay={self.decay} was given: it is a part of the steps, from 0 to 1')
         if 0 < self.outlier <= 1: raise BadInput(f'TrainConfig outlier={self.outlier} was given: below 1 times the median half of the tokens would be left out; give more, or 0 for all tokens')
 
@@ -538,7 +532,7 @@ def _begin(sae, cfg, x, y, spreads):
         for k, p in [*sae.named_parameters(), *sae.named_buffers()]: torch.distributed.broadcast(_stored(k, p.data), 0)
     return t
 
-# %% ../nbs/08_train.ipynb #a78fb40b
+# %% ../nbs/08_train.ipynb #aa039d89
 @contextlib.contextmanager
 def _room(path):
     "Tell of a full disk in one sentence."
@@ -552,7 +546,7 @@ def _save(path, tracks, histories, step, run):
     from safetensors.torch import save_file
     tensors = {f'{i}.{k}': v.cpu() for i, t in enumerate(tracks) for k, v in t.state().items()}
     for k, v in tensors.items():
-        if v.is_floating_point() and not torch.isfinite(v).all(): raise FloatingPointError(f'{k} holds NaN or infinity after step {step - 1}: lower TrainConfig.lr; the checkpoint before it is kept')
+        if v.is_floating_point() and not torch.isfinite(v).all(): raise FloatingPointError(f'{k} holds NaN or infinity after step {step - 1}: lower the rate lr; the checkpoint before it is kept')
     with atomic(path/'checkpoint.safetensors') as tmp: save_file(dict(tensors, history=_text(histories)), tmp, dict(state=json.dumps(dict(step=step, run=run)))) # one entry: several come in any order
 
 def _text(o): return torch.frombuffer(bytearray(json.dumps(o).encode()), dtype=torch.uint8) # a header has room for 100 MB only
@@ -564,39 +558,42 @@ def _load(path, tracks, run): # -> histories, step
     try:
         with safe_open(f, 'pt') as h: meta, named = json.loads((h.metadata() or {}).get('state', '{}')), {k: h.get_tensor(k) for k in h.keys()}
     except SafetensorError as e: raise BadInput(f'{str(f)!r} cannot be read ({e}): delete it to start anew') from None
-    if meta.get('run') != run: raise BadInput(f'{str(path)!r} holds another training (run {meta.get("run")}, and this one is {run}): give the SAE, the activations and the configuration it was started with, or another folder')
+    if meta.get('run') != run: raise BadInput(f'{str(path)!r} holds another training (run {meta.get("run")}, and this one is {run}): give what it was started with, or another folder')
     for i, t in enumerate(tracks): t.load({k[len(f'{i}.'):]: v for k, v in named.items() if k.startswith(f'{i}.')})
     return json.loads(bytes(named['history'].tolist())), meta['step']
 
-# %% ../nbs/08_train.ipynb #00fa3606
+# %% ../nbs/08_train.ipynb #c82c768f
 def _describe(saes, feed, cfg):
     "What names a run: two trainings are the same if this is."
     return plain(dict(config=asdict(cfg), activations=feed.name, saes=[dict(s.info, d=s.d_in, out=s.d_out, n=s.n, activation=s.activation, k=s.k, prefixes=s.prefixes, site=str(s.site), start=_fingerprint(s.W_dec.detach().cpu()), **(dict(widths=s.widths, kind=s.kind, align=s.align) if isinstance(s, JointSAE) else {})) for s in saes]))
 
+def _begun(path, about, need): # about: what names the run, its `config` among it; need: what has to be given again
+    "Whether the folder holds a part of this very run. Raises `BadInput` naming what differs."
+    f = path/'run.json'
+    if not f.is_file(): return False
+    try: was = read_json(f)['about']; cfg = dict(was['config'])
+    except (ValueError, KeyError, TypeError): raise BadInput(f'{str(f)!r} is damaged: give another folder') from None
+    differ = [f'{k}={cfg.get(k)!r} and now {v!r}' for k, v in about['config'].items() if cfg.get(k) != v] or [k for k in about if was.get(k) != about[k]]
+    if was != about: raise BadInput(f'{str(path)!r} holds another training ({", ".join(differ)}): give {need} it was started with, or another folder')
+    return True
+
 def _open(path, saes, many, save_every, feed, about):
     "Begin a folder, or find it to be of this very run. Raises `BadInput` naming what differs."
-    f = path/'run.json'
-    if f.is_file():
-        try: old = read_json(f); was = old['about']
-        except (ValueError, KeyError, TypeError): raise BadInput(f'{str(f)!r} is damaged: give another folder') from None
-        if was == about: return
-        differ = [f'{k}={was["config"].get(k)!r} and now {v!r}' for k, v in about['config'].items() if was['config'].get(k) != v] or [k for k in ('saes', 'activations') if was[k] != about[k]]
-        raise BadInput(f'{str(path)!r} holds another training ({", ".join(differ)}): give the SAE, the activations and the configuration it was started with, or another folder')
+    if _begun(path, about, 'the SAE, the activations and the configuration'): return
     for i, s in enumerate(saes): s.save_pretrained(path/'start'/str(i))
     source = feed.source and dict(feed.source, cache=os.path.relpath(feed.source['cache'].resolve(), path.resolve()))
-    write_json(f, dict(format='saebook-training', version=1, run=digest(about), about=about, many=many, save_every=save_every, source=source, devices=[s.W_enc.device.type for s in saes])) # last: what it speaks of is there
+    write_json(path/'run.json', dict(format='saebook-training', version=1, run=digest(about), about=about, many=many, save_every=save_every, source=source, devices=[s.W_enc.device.type for s in saes])) # last: what it speaks of is there
 
 class _History:
     "Rows as they come, in a file of lines: it begins with those of the checkpoint."
-    def __init__(self, path, histories):
+    def __init__(self, path, rows):
         self.path = path/'history.jsonl'
-        rows = sorted((dict(r, sae=i) for i, h in enumerate(histories) for r in h), key=lambda r: r['step'])
         with atomic(self.path) as tmp: tmp.write_text(''.join(map(self.line, rows)), encoding='utf-8')
     def line(self, row): return json.dumps(row) + '\n'
     def add(self, row):
         with self.path.open('a', encoding='utf-8') as f: f.write(self.line(row))
 
-# %% ../nbs/08_train.ipynb #495080dd
+# %% ../nbs/08_train.ipynb #d68cd068
 def _loop(tracks, feed, cfg, rows, first, progress, on_row, on_step):
     bar = tqdm(range(first, cfg.steps), disable=not progress, desc='train', leave=False, initial=first, total=cfg.steps)
     for step in bar:
@@ -625,7 +622,7 @@ def _run(saes, feed, cfg, spreads, path, run, save_every, progress, on_log): # -
         if path:
             rows, first = _load(path, tracks, run)
             _agree(first, 'one folder that all of them see: this is the step each would go on from') # and nobody writes before all have read
-            if rank == 0: lines = _History(path, rows)
+            if rank == 0: lines = _History(path, sorted((dict(r, sae=i) for i, h in enumerate(rows) for r in h), key=lambda r: r['step']))
         def on_row(i, row):
             if lines: lines.add(dict(row, sae=i))
             on_log(i, row)
@@ -691,7 +688,7 @@ def resume(path,             # a folder that `train_sae` was given
     saes = [SAE.from_pretrained(path/'start'/str(i)).to(here(kind)) for i, kind in enumerate(run['devices'])]
     return train_sae(saes if many else saes[0], activations, cfg, progress, on_log, path, run['save_every'])
 
-# %% ../nbs/08_train.ipynb #04116813
+# %% ../nbs/08_train.ipynb #7b396c0a
 def sweep(d_in:int, **choices): # arguments of `SAE`; what is a list or a range is gone through
     "An SAE for each combination, for `train_sae`."
     many = {k: list(v) if isinstance(v, (list, range)) else [v] for k, v in choices.items()}
@@ -703,12 +700,52 @@ def summary(results): # what `train_sae` gave for several SAEs
     return pd.DataFrame([dict(site=str(r.sae.site or ''), activation=r.sae.activation, n=r.sae.n, k=r.sae.k, seed=r.sae.info.get('seed'), **r.history.iloc[-1].to_dict()) for r in results])
 
 def tensorboard(path): # a folder
-    "An `on_log` for `train_sae` that writes each figure for TensorBoard. Raises `BadInput` where the package tensorboard is missing."
+    "An `on_log` that writes each figure for TensorBoard. Raises `BadInput` where the package tensorboard is missing."
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError: raise BadInput('the package tensorboard was not found: pip install tensorboard') from None
     out = SummaryWriter(str(path))
     def log(row):
         for k, v in row.items():
-            if k not in ('step', 'sae'): out.add_scalar(f"{row['sae']}/{k}" if 'sae' in row else k, v, row['step'])
+            if k not in ('step', 'sae') and isinstance(v, (int, float)): out.add_scalar(f"{row['sae']}/{k}" if 'sae' in row else k, v, row['step'])
         out.flush()
     return log
+
+# %% ../nbs/08_train.ipynb #5da360ce
+def hookpoints(model, patterns): # a module's path, or a pattern such as 'gpt_neox.layers.*.mlp', or several
+    "The paths of the modules that the patterns name, in the model's order. Raises `BadInput` for one that names none."
+    names, found = [k for k, _ in unwrap(model).named_modules() if k], set()
+    for p in [patterns] if isinstance(patterns, str) else list(patterns):
+        new = set(fnmatch.filter(names, p))
+        if not new: one_of('module or pattern', p, names)
+        found |= new
+    return [k for k in names if k in found]
+
+def train_saes(model, tokenizer,
+               text,                  # documents, a text file, or `Contexts`
+               patterns,              # modules, as for `hookpoints`
+               n:int|None=None,       # features; None: `expansion` times the width of what is read
+               expansion:int=8, k:int=32, activation:str='topk', # as for `SAE`
+               transcode:bool=False,  # transcoders, from a module's input to its output
+               skip:bool=False,       # transcoders: with a linear map beside the features
+               cfg:TrainConfig|None=None,
+               context:int=128,       # tokens a row
+               out=None,              # a folder: SAEs as OUT/module, what is needed to go on in OUT/training
+               format:str='saebook',  # of what is written: 'saebook', 'sparsify', ... (`save_sae`)
+               seed:int=0, batch:int=64, # of the initial weights; contexts in one forward pass
+               progress:bool=True, **kw): # further: as for `train_sae`
+    "Train an SAE at each of the modules, all from one pass: {path of the module: `TrainResult`}. Raises `BadInput`, also for what the format could not hold, before any work."
+    if skip and not transcode: raise BadInput('a skip was asked for with SAEs: it is a part of transcoders, so ask for these too')
+    ctx = text if isinstance(text, Contexts) else cache.contexts(tokenizer, cache.read_documents(text) if isinstance(text, (str, Path)) else text, context)
+    at = [Site(p, 'input' if transcode else 'output') for p in hookpoints(model, patterns)]
+    live = LiveActivations(model, ctx, batch)
+    make = functools.partial(Transcoder, skip=skip) if transcode else SAE
+    saes = [make(d, n or expansion*d, activation, k, site=s, seed=seed, **(dict(d_out=live.width(Site(s.path))) if transcode else {})) for s in at for d in [live.width(s)]]
+    if out is not None:
+        with tempfile.TemporaryDirectory() as d:
+            for s in saes: formats.save_sae(s, d, format)
+        out, kw = out_dir(out), dict(kw, path=Path(out)/'training')
+    dev = next(unwrap(model).parameters()).device
+    results = train_sae([s.to(dev) for s in saes], live, cfg, progress, **kw)
+    if out is not None and processes()[0] == 0:
+        for s, r in zip(at, results): formats.save_sae(r.sae, out/s.path, format)
+    return {s.path: r for s, r in zip(at, results)}

@@ -88,8 +88,8 @@ class _LowRank(_Rows): # the same of a few numbers that are made of x first
     def see(self, x): return F.linear(x, self.down).to(self.weight.dtype) # in autocast a product comes out in another precision
     def flops(self, m=None): return super().flops(m) + 2*self.down.numel()
 
-# %% ../nbs/48_feedforward.ipynb #c860763f
-class _Kron(nn.Module): # the Kronecker product of [2, 4] and [n/2, d/4]; the biases are those of single units
+# %% ../nbs/48_feedforward.ipynb #35b142eb
+class _Kron(nn.Module): # the Kronecker product of [2, 4] and [n/2, d/4]: each unit of two halves is asked about the d/4 numbers that its half makes of x
     def __init__(self, d, n, bias=True):
         super().__init__()
         if d % 4 or n % 2: raise BadInput(f'a Kronecker product was asked for with {n} units of width {d}: it needs an even number of units, and a width that 4 divides')
@@ -100,15 +100,20 @@ class _Kron(nn.Module): # the Kronecker product of [2, 4] and [n/2, d/4]; the bi
     def reset(self, std):
         nn.init.normal_(self.weight, std=std**.5); nn.init.normal_(self.block, std=std**.5)
         if self.bias is not None: nn.init.zeros_(self.bias)
-    def see(self, x): # all answers: this product is a quarter of the plain one
-        h = x.view(len(x), -1, 4) @ self.block.T
-        h = (h.transpose(1, 2).reshape(2*len(x), -1) @ self.weight.T).view(len(x), -1)
-        return h if self.bias is None else h + self.bias
-    def pre(self, h): return h
-    def some(self, h, ids): return h[:, ids]
-    def best(self, h, k, rule, exact, threshold=None): return codes._top(h.detach(), k)
-    def at(self, h, code, values=None): return h.gather(1, code.indices)
-    def flops(self, m=None): return 2*self.weight.shape[1]*4*2 + 2*2*self.weight.numel()
+    def see(self, x): return tuple((x.view(len(x), -1, 4) @ self.block.T).to(self.weight.dtype).unbind(-1)) # twice [rows, d/4]
+    def pre(self, h): return torch.cat([F.linear(half, self.weight, b) for half, b in zip(h, self.b().chunk(2))], 1)
+    def some(self, h, ids): return self.pre(h)[:, ids]
+    @torch.no_grad()
+    def best(self, h, k, rule, exact, threshold=None): # of both halves, and of these
+        m = len(self.weight)
+        (v, i), (w, j) = (codes.strongest(half.contiguous(), self.weight, b, min(k, m), exact) for half, b in zip(h, self.b().chunk(2)))
+        v, best = torch.cat([v, w], 1).topk(k, dim=1, sorted=False)
+        return v, torch.cat([i, j + m], 1).gather(1, best)
+    def at(self, h, code, values=None): # both halves are asked, and each unit's own is taken
+        m, of = len(self.weight), SparseCode(code.values, code.indices % len(self.weight), len(self.weight))
+        a, b = (codes.sampled(half, half.new_zeros(half.shape[1]), self.weight, b, of, values) for half, b in zip(h, self.b().chunk(2)))
+        return torch.where(code.indices < m, a, b)
+    def flops(self, m=None): return 16*self.weight.shape[1] + 2*self.weight.shape[1]*(2*len(self.weight) if m is None else 2*m)
 
 class _ProductKeys(nn.Module): # unit (i, j) answers the sum of what key i says of one half of a query, and key j of the other
     def __init__(self, d, n, bias=True):
@@ -365,16 +370,13 @@ def save_pretrained(self:SparseFeedForward, path): # a folder, made if missing
     "Write the equal transcoder; a block is saved with its model."
     return self.to_transcoder().save_pretrained(path)
 
-# %% ../nbs/48_feedforward.ipynb #5e1e6970
+# %% ../nbs/48_feedforward.ipynb #04fa96c2
 @patch
 def flops(self:SparseFeedForward, backward:bool=False):
     "Floating-point operations a token: of all units' answers, and of the `k` that speak."
-    if self.activation == 'dense': return (3 if backward else 1)*sum(m.flops() for m in (self.encoder, self.up, self.decoder) if m is not None)
-    plain, k = type(self.encoder) in (_Rows, _LowRank), self.k
-    asked, chosen = self.encoder.flops(), self.decoder.flops(k)
-    if self.up is not None: chosen += self.up.flops(k) if plain else self.up.flops()
-    if not backward: return asked + chosen
-    return asked + 3*chosen + 2*(self.encoder.flops(k) if plain else asked)
+    k = None if self.activation == 'dense' else self.k
+    chosen = self.decoder.flops(k) + (0 if self.up is None else self.up.flops(k))
+    return self.encoder.flops() + chosen + (2*(self.encoder.flops(k) + chosen) if backward else 0)
 
 def flops(model,      # a GPT-NeoX, GPT-Neo, GPT-2 or Llama model of transformers, dense or sparse
           seq:int,    # tokens a row

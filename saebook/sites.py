@@ -6,8 +6,8 @@
 __all__ = ['Site', 'unwrap', 'module_at', 'blocks', 'n_layers', 'site', 'take', 'put', 'prepare', 'forward', 'frozen', 'read',
            'width', 'patch', 'padded', 'special_ids', 'tokenize', 'load_model']
 
-# %% ../nbs/01_sites.ipynb #1a1f5eaa
-import contextlib, copy, difflib, functools, inspect, operator, re
+# %% ../nbs/01_sites.ipynb #bf858123
+import contextlib, copy, difflib, functools, importlib.util, inspect, operator, re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -409,7 +409,7 @@ def tokenize(tokenizer,   # a Hugging Face tokenizer
     if pad is None and min(map(len, rows)) < n: raise BadInput("the tokenizer has neither a padding nor an end token, and the texts differ in length: set tokenizer.pad_token")
     return dict(input_ids=padded(rows, side, pad), attention_mask=padded([[1]*len(r) for r in rows], side))
 
-# %% ../nbs/01_sites.ipynb #c9c5b4bd
+# %% ../nbs/01_sites.ipynb #5bfddf26
 def _check_folder(path):
     "Raise `BadInput` unless the folder holds a model that can be loaded without running foreign code."
     if not path.is_dir(): raise BadInput(f"{str(path)!r} is not a folder: give a model's folder, or its name on the hub as in 'organisation/model'")
@@ -428,7 +428,17 @@ def _quietly(load):
     finally:
         if shown: logging.enable_progress_bar()
 
-# %% ../nbs/01_sites.ipynb #8f2c9903
+def _told(name):
+    "Have transformers know the type of a model that a higher floor of saebook defines: such a model's configuration names the module, which registers it."
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    cfg = PreTrainedConfig.get_config_dict(name)[0]
+    module = cfg.get('saebook_module')
+    if module is None or cfg.get('model_type') in CONFIG_MAPPING: return
+    if not (isinstance(module, str) and module.isidentifier() and importlib.util.find_spec(f'saebook.{module}')): raise BadInput(f"{str(name)!r} was made by {module!r}, which is no module of this release of saebook: load it with the release that saved it")
+    importlib.import_module(f'saebook.{module}')
+
+# %% ../nbs/01_sites.ipynb #77395b87
 def load_model(name,                # a folder, or a name on the hub
                dtype=torch.float32, # of the weights
                causal:bool|None=True): # with a next-token head, or the bare model; None: whichever was saved
@@ -437,6 +447,7 @@ def load_model(name,                # a folder, or a name on the hub
     local = Path(name)
     if local.exists() or not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', str(name)): _check_folder(local)
     try:
+        _told(name)
         if causal is None: causal = any(re.search('ForCausalLM|LMHeadModel', a) for a in tf.AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [])
         kind = tf.AutoModelForCausalLM if causal else tf.AutoModel
         model = _quietly(lambda: kind.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False))

@@ -486,7 +486,7 @@ def _check_sae(sae):
     if sae.W_dec.dtype != torch.float32: raise BadInput(f'an SAE in {sae.W_dec.dtype} was given: train it in float32 (sae.float()) and convert it afterwards')
     if (sae.lengths() - 1).abs().max() > 1e-3: raise BadInput('the rows of W_dec are not of unit length, which training keeps: call sae.fold_norms() first')
 
-# %% ../nbs/08_train.ipynb #5cc9e414
+# %% ../nbs/08_train.ipynb #b43148b2
 @torch.no_grad()
 def _start_from(sae, x, y, seed): # x [rows, d_in], y [rows, d_out] around their means
     g = torch.Generator().manual_seed(seed)
@@ -504,6 +504,16 @@ def _fit_length(sae, x, scale, cfg): # with rows of unit length the k features t
         y = sae.decode(sae.encode(seen, cfg.exact)) - sae.b_dec
         meet, size = meet + ((want - sae.b_dec)*y).sum().item(), size + y.square().sum().item()
     if size > 0 and 0 < meet/size < math.inf: sae.W_enc.mul_(meet/size)
+
+def _fit_size(sae, x, scale, cfg, share=.1): # what a transcoder says at first has this share of the variance of what it is to say; its codes would else be as large as what it reads, and all the steps go into making them small
+    said = 0.
+    some = x[::-(-len(x)//1024)]
+    for rows in some.split(256):
+        seen = (rows.float()/scale).to(sae.W_enc.device)
+        said += (sae.decode(sae.encode(seen, cfg.exact), seen) - sae.b_dec).square().sum().item()
+    if not 0 < said < math.inf: return
+    for p in (sae.W_enc, getattr(sae, 'threshold', None)): # the support stays as it is
+        if p is not None: p.mul_((share*len(some)*sae.d_out/said)**.5)
 
 def _spreads(x, y, cfg): # some of what is read [rows, d_in], and is to be said: norm of the longest token that is no outlier, means and spreads of both
     longest = torch.inf
@@ -526,7 +536,8 @@ def _begin(sae, cfg, x, y, spreads):
             fine = torch.linalg.vector_norm(x.float(), dim=1) <= longest
             x, y = x[fine], y[fine]
         if cfg.data_init: _start_from(sae, (x.float() - mean_x)/a, (y.float() - mean)/b, cfg.seed)
-        if fresh and sae.activation in _FIXED and not isinstance(sae, Transcoder): _fit_length(sae.train(), x, a, cfg)
+        if fresh and isinstance(sae, Transcoder): _fit_size(sae.train(), x, a, cfg)
+        elif fresh and sae.activation in _FIXED: _fit_length(sae.train(), x, a, cfg)
     except BaseException: t.done(); raise # in the model's units, whatever happens
     if processes()[1] > 1:
         for k, p in [*sae.named_parameters(), *sae.named_buffers()]: torch.distributed.broadcast(_stored(k, p.data), 0)

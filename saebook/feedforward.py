@@ -22,7 +22,7 @@ from .core import BadInput, configured, one_of, seeded
 from .sae import Transcoder
 from .sites import Site
 
-# %% ../nbs/48_feedforward.ipynb #6655fd73
+# %% ../nbs/48_feedforward.ipynb #102cfd74
 KINDS = ('dense', 'topk', 'batch_topk', 'groupmax', 'low_rank', 'product_key', 'kron')
 _RULES = dict(dense='dense', batch_topk='batch_topk', groupmax='group_max') # who speaks, in the words of `SAE.activation`; all others: 'topk'
 
@@ -51,6 +51,7 @@ class FeedForwardSpec:
 
 def _act(name):
     f = ACT2FN[one_of('activation', name, list(ACT2FN))]
+    if any(True for _ in f.parameters()): raise BadInput(f'the activation {name!r} was given, which has weights of its own: take relu, gelu or silu')
     try: at_0 = float(f(torch.zeros(1, device='cpu')))
     except Exception as e: raise BadInput(f'the activation {name!r} was given, which is not a function of one number: take relu, gelu or silu') from e
     if at_0 != 0: raise BadInput(f'the activation {name!r} was given, which makes {at_0:.2g} of 0: a unit that does not speak has to say nothing, so take relu, gelu or silu')

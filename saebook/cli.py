@@ -74,7 +74,7 @@ def _parser():
     d.add_argument('--no-browser', dest='browser', action='store_false', help='do not open one')
     return p
 
-# %% ../nbs/90_cli.ipynb #3a4cc786
+# %% ../nbs/90_cli.ipynb #f8db9938
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
@@ -124,7 +124,7 @@ def main(argv=None): # default: sys.argv
     if not command: p.print_help(); return 2
     from saebook.core import BadInput # with torch, so only when there is work for it
     try: return {'quickstart': _quickstart, 'train-transformer': _train_transformer, 'train-sae': _train_sae, 'run': _run, 'dashboard': _dashboard}[command](**args) or 0
-    except BadInput as e: print(f'saebook: {e}', file=sys.stderr); return 2
+    except (BadInput, FloatingPointError) as e: print(f'saebook: {e}', file=sys.stderr); return 2 # the latter: a training whose loss is no number any more
     except KeyboardInterrupt:
         sae = Path(args.get('out') or '')/'sae' # of quickstart
         kept = {c: 'the same call goes on from here' for c in ('run', 'train-transformer', 'train-sae')} | dict(dashboard='the page is closed, the results are as they were')

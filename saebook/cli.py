@@ -42,7 +42,7 @@ def _lm_options(sub): # what is not given is left to the configuration
         activation=(str, 'as of quickstart (default: topk)'), context=(int, 'tokens a row (default: 128)'), steps=(int, '(default: 2000)'), batch=(int, 'tokens a step (default: 1024)'), lr=(float, '(default: 0.002)'),
         seed=(int, '(default: 0)'), device=(str, 'cpu, cuda, ... (default: a GPU if there is one)'), quiet=(bool, 'no progress bars'))
 
-# %% ../nbs/90_cli.ipynb #d98e36bf
+# %% ../nbs/90_cli.ipynb #2bcbfca0
 def _parser():
     p = argparse.ArgumentParser(prog='saebook', description='Work with the features of neural networks.')
     p.add_argument('--version', action='version', version=f'saebook {saebook.__version__}')
@@ -74,7 +74,7 @@ def _parser():
     d.add_argument('--no-browser', dest='browser', action='store_false', help='do not open one')
     return p
 
-# %% ../nbs/90_cli.ipynb #f410c8d3
+# %% ../nbs/90_cli.ipynb #92aedd67
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
@@ -124,7 +124,7 @@ def main(argv=None): # default: sys.argv
     if not command: p.print_help(); return 2
     from saebook.core import BadInput # with torch, so only when there is work for it
     try: return {'quickstart': _quickstart, 'train-transformer': _train_transformer, 'train-sae': _train_sae, 'run': _run, 'dashboard': _dashboard}[command](**args) or 0
-    except BadInput as e: print(f'saebook: {e}', file=sys.stderr); return 2
+    except (BadInput, FloatingPointError) as e: print(f'saebook: {e}', file=sys.stderr); return 2 # the latter: a training whose loss is no number any more
     except KeyboardInterrupt:
         sae = Path(args.get('out') or '')/'sae' # of quickstart
         kept = {c: 'the same call goes on from here' for c in ('run', 'train-transformer', 'train-sae')} | dict(dashboard='the page is closed, the results are as they were')

@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'END', 'read_texts', 'split_documents', 'packed_rows', 
            'validation_loss', 'LMResult', 'train_lm', 'train_tokenizer', 'prune_tokenizer', 'prune_embeddings',
            'TransformerConfig', 'train_transformer']
 
-# %% ../nbs/49_lm.ipynb #21a89817
+# %% ../nbs/49_lm.ipynb #90d2fc78
 import array, contextlib, json, math, os, shutil
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -17,11 +17,11 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from . import cache, core, sites, tables, train
+from . import cache, core, sites, train
 from .core import BadInput, atomic_folder, check_numbers, digest, esc, one_of, out_dir, plain, processes, reason, seeded, write_json
 from .sites import unwrap
 
-# %% ../nbs/49_lm.ipynb #51c83168
+# %% ../nbs/49_lm.ipynb #856856be
 def _given(source, key, split): # -> texts
     if isinstance(source, (list, tuple)): return list(source)
     if isinstance(source, dict): return _given(source[one_of('split', split, source)], key, split) # a DatasetDict
@@ -33,8 +33,10 @@ def _given(source, key, split): # -> texts
         import datasets
         return _given(datasets.load_from_disk(str(path)), key, split)
     if path.is_dir() and (files := sorted(path.glob('*.txt'))): return [d for f in files for d in cache.read_documents(f)]
-    if path.is_dir() or path.suffix[1:].lower() in tables.TABLES or not (path.is_file() or path.suffix): df = tables.read_table(path if path.exists() else source, split); return df[one_of('text key', key, list(df))].tolist()
-    return cache.read_documents(path)
+    from saebook import classify
+    if path.suffix[1:].lower() not in tables.TABLES and (path.is_file() or path.suffix.lower() == '.txt'): return cache.read_documents(path)
+    df = tables.read_table(source, split)
+    return df[one_of('text key', key, list(df))].tolist()
 
 def read_texts(source,            # texts; a text file or a folder of them; a table, a data set, its folder or its name on the hub
                key:str='text',    # its column of texts
@@ -146,7 +148,7 @@ def validation_loss(model, rows, batch:int=32, bf16:bool=False): # as for `row_l
     nats, n = row_losses(model, rows, batch, bf16)
     return (nats.sum()/n.sum()).item()
 
-# %% ../nbs/49_lm.ipynb #21eb89af
+# %% ../nbs/49_lm.ipynb #98a86413
 def _optimizer(named, cfg): # named: {name: parameter}
     groups = [dict(params=[p for p in named.values() if (p.ndim > 1) == wide], weight_decay=cfg.weight_decay*wide) for wide in (True, False)]
     groups = [g for g in groups if g['params']]
@@ -157,9 +159,11 @@ def _optimizer(named, cfg): # named: {name: parameter}
 
 class _Learner:
     "A model and its optimiser at work."
-    def __init__(self, model, cfg, extra=None):
-        self.model, self.cfg, self.extra = model, cfg, extra
+    def __init__(self, model, cfg):
+        self.model, self.cfg = model, cfg
         self.named = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        saved = model.state_dict()
+        self.counts = [b for k, b in model.named_buffers() if k in saved and b.dtype != torch.bool] # in sparse blocks: for how long a unit has been silent, how little was enough to speak
         self.opt = _optimizer(self.named, cfg)
         self.free = cfg.optimizer == 'schedule_free'
         model.train()
@@ -175,6 +179,7 @@ class _Learner:
             if not h: continue
             if p.grad is None: p.grad = torch.zeros_like(p)
             send(p.grad)
+        for b in self.counts: send(b, torch.distributed.ReduceOp.MIN)
 
     def step(self, rows, step): # [batch, context]: the whole batch; from 0
         "One step; the loss of the batch and the norm of its gradient. Raises `FloatingPointError` before the weights are spoilt."
@@ -184,7 +189,7 @@ class _Learner:
             torch.manual_seed(int(digest(cfg.seed, step, rank*cfg.accumulate + i), 16)) # of dropout
             with torch.autocast(on.type, torch.bfloat16, enabled=cfg.bf16): nats, _ = _nats(self.model, part, grad=True)
             own = nats.sum()/n
-            torch.autograd.backward(own if self.extra is None else own + self.extra(self.model)*len(part)/len(rows)) # not Tensor.backward, which nnsight changes for all
+            torch.autograd.backward(own) # not Tensor.backward, which nnsight changes for all
             loss = loss + own.detach()
         self.add_up(loss := loss.reshape(1))
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), cfg.clip or math.inf)
@@ -292,7 +297,7 @@ def _fits(model, rows, valid, tokenizer, cfg):
     half = next((k for k, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32), None)
     if half: raise BadInput(f'{half} is in {dict(model.named_parameters())[half].dtype}: train in float32 (model.float()), with LMConfig(bf16=True) for products in bfloat16')
 
-# %% ../nbs/49_lm.ipynb #885da922
+# %% ../nbs/49_lm.ipynb #cd016b61
 @torch.no_grad()
 def _sample(model, tokenizer, ids, n): # the most likely continuation of ids [1, tokens]: the text of all
     ids = ids.to(next(model.parameters()).device)
@@ -323,13 +328,14 @@ def save(self:_Learner, path, tokenizer): # a folder
 def _prompt(cfg, tokenizer, rows): # -> ids [1, tokens] or None
     if tokenizer is None or not cfg.sample: return None
     if cfg.prompt is None: return rows[:1, :min(8, int((rows[0] >= 0).sum()))].long()
-    return sites.tokenize(tokenizer, cfg.prompt)['input_ids']
+    ids = sites.tokenize(tokenizer, cfg.prompt)['input_ids']
+    if ids.shape[1] >= cfg.context: raise BadInput(f'a prompt of {ids.shape[1]} tokens was given and rows have {cfg.context}: give a shorter one')
+    return ids
 
-# %% ../nbs/49_lm.ipynb #4916707c
-def _steps(me, rows, valid, tokenizer, kept, path, run, save_every, progress, on_log): # -> rows of the history
+# %% ../nbs/49_lm.ipynb #1f8b5e6b
+def _steps(me, rows, valid, tokenizer, prompt, kept, path, run, save_every, progress, on_log): # -> rows of the history
     cfg, rank, lines = me.cfg, processes()[0], None
     order, history, recent, first = train._InMemory([torch.arange(len(rows))], cfg.batch, cfg.seed), [], [], 0
-    prompt = _prompt(cfg, tokenizer, rows if valid is None else valid)
     if path:
         found, first = train._load(path, [me], run)
         if first: history, recent = found
@@ -353,7 +359,7 @@ def _steps(me, rows, valid, tokenizer, kept, path, run, save_every, progress, on
         if lines and (step % save_every == 0 or last): train._save(path, [me], [history, recent], step, run)
     return history
 
-# %% ../nbs/49_lm.ipynb #3bd3149d
+# %% ../nbs/49_lm.ipynb #81c440cb
 def _kept(keep, steps): # a number or steps -> steps
     if isinstance(keep, int) and not isinstance(keep, bool) and keep >= 0: return set(range(keep, steps + 1, keep)) if keep else set()
     if isinstance(keep, (list, tuple, range)) and all(isinstance(s, int) and s > 0 for s in keep): return set(keep)
@@ -369,8 +375,7 @@ def train_lm(model,              # a causal model of transformers, in float32. T
              keep=0,             # models to be kept: one every so many steps, or a list of steps; 0: none
              progress:bool=True, # show a bar, and at each validation a line
              on_log=None,        # called with each row of the history
-             key:str='text',     # column of texts of a data set
-             extra=None):        # a function of the model, called after each forward pass: a loss to be added
+             key:str='text'):    # column of texts of a data set
     """Train a language model on the next token: an `LMResult`. Raises `BadInput` before any work, and `FloatingPointError` where the loss is no number any more.
     Ctrl-C leaves the model as trained so far, and is raised again. Under torchrun every process makes this call; the first one writes."""
     cfg, model = cfg or LMConfig(), unwrap(model)
@@ -382,6 +387,7 @@ def train_lm(model,              # a causal model of transformers, in float32. T
     if rank: progress, on_log = False, None
     rows, held = _rows_of(text, cfg, tokenizer, valid, key, progress)
     _fits(model, rows, held, tokenizer, cfg)
+    prompt = _prompt(cfg, tokenizer, rows if held is None else held)
     name = lambda r: None if r is None else digest(r.numpy().tobytes(), n=16)
     config = {f.name: getattr(cfg, f.name) for f in fields(LMConfig) if f.name != 'steps' or cfg.optimizer == 'cosine'} # without a schedule a training can be made longer
     about = plain(dict(config=config, model=cache._name(model), rows=name(rows), valid=name(held)))
@@ -391,9 +397,9 @@ def train_lm(model,              # a causal model of transformers, in float32. T
         if path and rank == 0:
             for f in [*path.glob('.*.tmp'), *path.glob('checkpoints/.*.tmp')]: shutil.rmtree(f) if f.is_dir() else f.unlink() # of a run that was killed while it wrote
             if not train._begun(path, about, 'the model, the text and the configuration'): write_json(path/'run.json', dict(format='saebook-lm', version=1, run=digest(about), about=about))
-        me = _Learner(model, cfg, extra)
+        me = _Learner(model, cfg)
         try:
-            history = _steps(me, rows, held, tokenizer, kept, path, digest(about), save_every, progress, on_log)
+            history = _steps(me, rows, held, tokenizer, prompt, kept, path, digest(about), save_every, progress, on_log)
             if path and rank == 0: me.save(path/'model', tokenizer)
         finally: me.done()
     return LMResult(model, tokenizer, pd.DataFrame(history), cfg, held)
@@ -482,7 +488,7 @@ def prune_embeddings(model, old): # old: int64 [kept], as `prune_tokenizer` give
             if isinstance(getattr(c, k, None), int): setattr(c, k, new.get(getattr(c, k)))
     return model
 
-# %% ../nbs/49_lm.ipynb #5b38aacd
+# %% ../nbs/49_lm.ipynb #c3684517
 @dataclass
 class TransformerConfig(LMConfig):
     "A model, its tokenizer and its text, beside what an `LMConfig` holds."
@@ -523,6 +529,6 @@ def train_transformer(cfg:TransformerConfig, out=None, progress:bool=True, on_lo
     model = new_lm(tok, cfg.width, cfg.layers, cfg.heads, cfg.context, cfg.seed)
     if cfg.feedforward != 'dense':
         from saebook.feedforward import FeedForwardSpec, sparsify_feedforward
-        with seeded(cfg.seed): model = sparsify_feedforward(model, FeedForwardSpec(cfg.feedforward, expansion=cfg.expansion, k=cfg.k))
+        model = sparsify_feedforward(model, FeedForwardSpec(cfg.feedforward, expansion=cfg.expansion, k=cfg.k), seed=cfg.seed)
     own = LMConfig(**{f.name: getattr(cfg, f.name) for f in fields(LMConfig)} | (dict(held_out=0.) if judge is None else {}))
     return train_lm(model.to(on), learn, own, tok, judge, out, keep=cfg.keep, progress=progress, on_log=on_log)

@@ -100,11 +100,11 @@ def test_two_processes_train_as_one(tmp_path):
     (tmp_path/'go.py').write_text(script)
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(Path(train.__file__).resolve().parents[1]))
     for name, first, parts in (('one', [sys.executable], 2), ('two', [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'], 1)):
-        p = subprocess.run([*first, str(tmp_path/'go.py'), str(tmp_path/name), 'schedule_free', '40', str(parts)], env=env, capture_output=True, text=True, timeout=300)
+        p = subprocess.run([*first, str(tmp_path/'go.py'), str(tmp_path/name), 'schedule_free', '24', str(parts)], env=env, capture_output=True, text=True, timeout=300)
         assert p.returncode == 0, p.stderr[-3000:]
     one, two = (pd.read_json(tmp_path/n/'history.jsonl', lines=True) for n in ('one', 'two'))
     for k in ('loss', 'norm', 'valid'): assert (one[k] - two[k]).abs().max() < 1e-4, k
-    assert one.loss.iloc[-1] < one.loss.iloc[0] - .5 and set(hashes(tmp_path/'one')) == set(hashes(tmp_path/'two'))
+    assert one.loss.iloc[-1] < one.loss.iloc[0] - .3 and set(hashes(tmp_path/'one')) == set(hashes(tmp_path/'two'))
     a, b = (sites.load_model(tmp_path/n/'model')[0] for n in ('one', 'two'))
     assert max((x - y).abs().max().item() for x, y in zip(a.state_dict().values(), b.state_dict().values())) < 1e-4
 
@@ -175,6 +175,16 @@ def test_parts_of_a_batch_add_up(text):
     (learn, judge), tok = text
     one, four = (train_lm(lm(tok), learn, small(accumulate=n), tok, judge, **fast) for n in (1, 4))
     assert (one.history[['loss', 'norm', 'valid']] - four.history[['loss', 'norm', 'valid']]).abs().max().max() < 1e-4
+
+@pytest.mark.slow
+def test_without_a_schedule_no_more_is_paid_on_stories(shared):
+    texts, judge = (read_documents(shared(f'data/tinystories/{f}.txt')) for f in ('train', 'valid'))
+    tok = train_tokenizer(texts[:2500], 2048)
+    rows, held = packed_rows(tok, texts[:2500], 64), packed_rows(tok, judge[:150], 64)
+    run = lambda how: train_lm(new_lm(tok, 64, 2, 4, 64), rows, LMConfig(steps=300, batch=16, context=64, warmup=30, lr=1e-2, optimizer=how, sample=0), valid=held, **fast).history.valid.iloc[-1]
+    free, cosine = run('schedule_free'), run('cosine')
+    print(f'schedule-free {free:.3f}, cosine {cosine:.3f} nats a token')
+    assert free < cosine + .02 and cosine < 4
 
 # --- mistakes
 

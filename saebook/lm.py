@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'END', 'read_texts', 'split_documents', 'packed_rows', 
            'validation_loss', 'LMResult', 'train_lm', 'train_tokenizer', 'prune_tokenizer', 'prune_embeddings',
            'TransformerConfig', 'train_transformer']
 
-# %% ../nbs/49_lm.ipynb #90d2fc78
+# %% ../nbs/49_lm.ipynb #13efc003
 import array, contextlib, json, math, os, shutil
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -17,11 +17,11 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from . import cache, core, sites, train
+from . import cache, sites, train
 from .core import BadInput, atomic_folder, check_numbers, digest, esc, one_of, out_dir, plain, processes, reason, seeded, write_json
 from .sites import unwrap
 
-# %% ../nbs/49_lm.ipynb #856856be
+# %% ../nbs/49_lm.ipynb #c24f007e
 def _given(source, key, split): # -> texts
     if isinstance(source, (list, tuple)): return list(source)
     if isinstance(source, dict): return _given(source[one_of('split', split, source)], key, split) # a DatasetDict
@@ -33,7 +33,7 @@ def _given(source, key, split): # -> texts
         import datasets
         return _given(datasets.load_from_disk(str(path)), key, split)
     if path.is_dir() and (files := sorted(path.glob('*.txt'))): return [d for f in files for d in cache.read_documents(f)]
-    from saebook import classify
+    from saebook import tables
     if path.suffix[1:].lower() not in tables.TABLES and (path.is_file() or path.suffix.lower() == '.txt'): return cache.read_documents(path)
     df = tables.read_table(source, split)
     return df[one_of('text key', key, list(df))].tolist()

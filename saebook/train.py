@@ -6,12 +6,12 @@
 __all__ = ['toy_activations', 'TrainConfig', 'aux_loss', 'loss_of', 'Signum', 'device', 'Trainer', 'TrainResult',
            'check_activations', 'train_sae', 'resume', 'sweep', 'summary', 'tensorboard', 'hookpoints', 'train_saes']
 
-# %% ../nbs/08_train.ipynb #815b8562
+# %% ../nbs/08_train.ipynb #6e240e06
 import atexit, contextlib, fnmatch, functools, itertools, json, math, os, tempfile, time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['KINDS', 'FAMILIES', 'FeedForwardSpec', 'SparseFeedForward', 'feedforwards', 'sparsify_feedforward', 'flops']
 
-# %% ../nbs/48_feedforward.ipynb #01c23a15
+# %% ../nbs/48_feedforward.ipynb #862e6f7d
 import copy, math
 from dataclasses import asdict, dataclass
 
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from transformers import (AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model, GPTNeoConfig, GPTNeoForCausalLM, GPTNeoModel, GPTNeoXConfig, GPTNeoXForCausalLM,
-                          GPTNeoXModel, LlamaConfig, LlamaForCausalLM, LlamaModel)
+                          GPTNeoXModel, LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel)
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
@@ -144,7 +144,7 @@ class _ProductKeys(nn.Module): # unit (i, j) answers the sum of what key i says 
     def at(self, h, code, values=None): return h[0].gather(1, code.indices//len(self.second)) + h[1].gather(1, code.indices % len(self.second))
     def flops(self, m=None): return 2*sum(p.numel() for p in (self.query, self.first, self.second))
 
-# %% ../nbs/48_feedforward.ipynb #494d051e
+# %% ../nbs/48_feedforward.ipynb #51131ff0
 class SparseFeedForward(Transcoder):
     """A feed-forward block [..., d_in] -> [..., d_in] of `n` units of which few speak: `W_enc` [d_in, n], `b_enc` [n], `W_dec` [n, d_in], `b_dec` [d_in] or None; gated ones have `up` too. `encode` gives its code, `decode` what that says. `since` [n] counts the tokens since each
     unit last spoke, while `training` is on. Raises `BadInput` where k and n do not fit."""
@@ -162,6 +162,7 @@ class SparseFeedForward(Transcoder):
         if d_in < 1 or n < 1: raise BadInput(f'a block of {n} units of width {d_in} was asked for: both must be at least 1')
         if spec.kind != 'dense' and k > n: raise BadInput(f'k={k} was given for {n} units: choose k from 1 to {n}, or a larger expansion')
         if spec.kind == 'groupmax' and n % k: raise BadInput(f'{n} units were given in k={k} groups: choose k among the divisors of {n}, or another expansion')
+        if spec.rank is not None and spec.rank > d_in: raise BadInput(f'rank={spec.rank} was given for a width of {d_in}: a low rank is at most that')
         self.d_in, self.n, self.k, self.spec, self.site, self.info = d_in, n, n if spec.kind == 'dense' else k, spec, site, {}
         self.activation, self.skip, self.prefixes = _RULES.get(spec.kind, 'topk'), False, ()
         self.center_input, self.normalize, self.apply_b_dec = False, 'none', False
@@ -236,7 +237,7 @@ def decode(self:SparseFeedForward, code, x=None): # SparseCode (..., n) or a den
     if isinstance(self.decoder, _LowRank): y = y @ self.decoder.down
     return y if self.b_dec is None else y + self.b_dec
 
-# %% ../nbs/48_feedforward.ipynb #55367d3d
+# %% ../nbs/48_feedforward.ipynb #5418c9e3
 @patch
 def forward(self:SparseFeedForward, x:torch.Tensor): # (..., d_in)
     "What the block says, in the dtype of `x`: (..., d_in)."
@@ -246,7 +247,7 @@ def forward(self:SparseFeedForward, x:torch.Tensor): # (..., d_in)
         code, chosen = self._code(rows)
         y = self.decode(code)
         if self.training:
-            self._noted(code, chosen)
+            if torch._C._current_graph_task_id() == -1: self._noted(code, chosen) # not when a gradient checkpoint makes the pass a second time, on the way back
             if self.spec.revive: y = y + self._unheard(rows, chosen)
     return self.dropout(y.to(x.dtype).view(x.shape))
 
@@ -262,6 +263,16 @@ def dead(self:SparseFeedForward):
     "Which units have not spoken for `spec.dead_after` tokens of training: bool [n]."
     return self.b_enc.new_zeros(self.n, dtype=torch.bool) if self.activation == 'dense' else self.since >= self.spec.dead_after
 
+@patch
+def rescale_(self:SparseFeedForward, s, out=None):
+    "Not of a block, which lives in its model's units: raises `BadInput`."
+    raise BadInput('a feed-forward block was to be rescaled, or trained like an SAE: train the model that it is a part of')
+
+@patch
+def fold_norms(self:SparseFeedForward):
+    "Not of a block, whose activation function sees how large an answer is: raises `BadInput`."
+    raise BadInput('the norms of a feed-forward block were to be folded, which would change what its activation function sees: take those of its to_transcoder()')
+
 # %% ../nbs/48_feedforward.ipynb #871424ee
 @patch
 def _unheard(self:SparseFeedForward, rows, chosen): # 0 [rows, d_in], with the gradient of what the dead would have said
@@ -273,14 +284,14 @@ def _unheard(self:SparseFeedForward, rows, chosen): # 0 [rows, d_in], with the g
     y = self.decode(self._speak(rows[some], h, v, ids[j], softest - v))
     return out.index_add(0, some, (self.spec.revive*(y - y.detach())).to(out.dtype))
 
-# %% ../nbs/48_feedforward.ipynb #594c165f
+# %% ../nbs/48_feedforward.ipynb #48e015ee
 FAMILIES = dict(gpt_neox=(GPTNeoXConfig, 'hidden_act', (GPTNeoXModel, GPTNeoXForCausalLM)), gpt_neo=(GPTNeoConfig, 'activation_function', (GPTNeoModel, GPTNeoForCausalLM)),
                 gpt2=(GPT2Config, 'activation_function', (GPT2Model, GPT2LMHeadModel)), llama=(LlamaConfig, 'hidden_act', (LlamaModel, LlamaForCausalLM))) # configuration, its name for the activation, models
 _FIRST = ('dense_h_to_4h', 'c_fc', 'gate_proj') # what the MLPs call their first product
 
 def _kind(model): # the family of a model, sparse or not
     kind = getattr(getattr(sites.unwrap(model), 'config', None), 'model_type', type(model).__name__).removeprefix('sparse_')
-    if kind not in FAMILIES: raise BadInput(f"a model of type {kind!r} was given: feed-forward blocks are known of {', '.join(FAMILIES)}")
+    if kind not in FAMILIES or not isinstance(sites.unwrap(model), PreTrainedModel): raise BadInput(f"a {type(sites.unwrap(model)).__name__} of type {kind!r} was given: feed-forward blocks are known of {', '.join(FAMILIES)}")
     return kind
 
 def _block(model, layer, spec): # the sparse block for a layer of a dense model
@@ -301,13 +312,14 @@ class _Sparse: # a model of transformers, with some of its feed-forward blocks m
         if isinstance(module, SparseFeedForward): module.reset()
         elif not isinstance(module, (_Rows, _Kron, _ProductKeys)): super()._init_weights(module)
 
-# %% ../nbs/48_feedforward.ipynb #8e902278
+# %% ../nbs/48_feedforward.ipynb #e9c1b57a
 def _config_class(kind):
     base = FAMILIES[kind][0]
     fields = dict(feedforward=None, saebook_module='feedforward') # spec of each layer; who tells transformers what this is: see `sites.load_model`
     return type(f'Sparse{base.__name__}', (base,), dict(model_type=f'sparse_{kind}', __module__=__name__, __annotations__=dict(feedforward=dict|None, saebook_module=str), **fields))
 
 _CONFIGS, _MODELS = {kind: _config_class(kind) for kind in FAMILIES}, {}
+globals().update({c.__name__: c for c in _CONFIGS.values()}) # where pickle looks for them
 
 def _model_class(cls, kind): # of a class of transformers the sparse one; others than the two of FAMILIES are made when asked for
     if issubclass(cls, _Sparse): return cls
@@ -318,7 +330,7 @@ for kind, (_, _, models) in FAMILIES.items():
     AutoConfig.register(f'sparse_{kind}', _CONFIGS[kind], exist_ok=True)
     for auto, cls in zip((AutoModel, AutoModelForCausalLM), models): auto.register(_CONFIGS[kind], _model_class(cls, kind), exist_ok=True)
 
-# %% ../nbs/48_feedforward.ipynb #17a95666
+# %% ../nbs/48_feedforward.ipynb #e423b9b6
 def feedforwards(model):
     "The sparse feed-forward blocks of a model: {layer: `SparseFeedForward`}."
     model = sites.unwrap(model)
@@ -326,7 +338,7 @@ def feedforwards(model):
 
 def _layers(model, layers): # numbers from 0, in order
     n = sites.n_layers(model)
-    layers = list(range(n)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+    layers = list(range(n)) if layers is None else list(layers) if isinstance(layers, (list, tuple, range, set)) else [layers]
     for l in layers:
         if isinstance(l, bool) or not isinstance(l, int) or not -n <= l < n: raise BadInput(f'unknown layer {l!r}: this model has layers 0 to {n - 1}, or -{n} to -1 from the end')
     if not layers: raise BadInput('no layer was given to be made sparse: give some, or None for all')
@@ -371,7 +383,7 @@ def save_pretrained(self:SparseFeedForward, path): # a folder, made if missing
     "Write the equal transcoder; a block is saved with its model."
     return self.to_transcoder().save_pretrained(path)
 
-# %% ../nbs/48_feedforward.ipynb #04fa96c2
+# %% ../nbs/48_feedforward.ipynb #ba4a1bab
 @patch
 def flops(self:SparseFeedForward, backward:bool=False):
     "Floating-point operations a token: of all units' answers, and of the `k` that speak."
@@ -386,6 +398,7 @@ def flops(model,      # a GPT-NeoX, GPT-Neo, GPT-2 or Llama model of transformer
     "Floating-point operations of a forward pass, or of a training step without the optimiser's. Raises `BadInput` for a model of another family."
     model = sites.unwrap(model)
     _kind(model)
+    if not all(isinstance(v, int) and v >= 1 for v in (seq, batch)): raise BadInput(f'seq={seq!r} and batch={batch!r} were given: give whole numbers from 1')
     cfg, blocks = model.config, [m for m in model.modules() if isinstance(m, SparseFeedForward)]
     dense = sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)))
     heads = getattr(cfg, 'head_dim', None) or cfg.hidden_size//cfg.num_attention_heads

@@ -1,5 +1,5 @@
 "Sparse feed-forward blocks: four families of models and all kinds of blocks, with random weights."
-import contextlib, copy, json, subprocess, sys
+import copy, json, pickle, subprocess, sys
 
 import pytest, torch, torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,6 +46,7 @@ def test_a_sparse_model_learns_generates_and_is_the_same_after_loading(family, k
     again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info['missing_keys'] and not info['unexpected_keys'] and type(again) is type(model)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values())) # the counts of silence too
+    assert type(model)(model.config)(x).logits.isfinite().all() # a new one of the same form
     x = ids(seed=1) # of those that it was trained on one entry stands on BatchTopK's threshold to the bit
     with torch.no_grad(): torch.testing.assert_close(again(x).logits, model(x).logits, rtol=0, atol=1e-6)
 
@@ -198,6 +199,15 @@ def test_batch_topk_has_a_threshold_for_single_tokens():
     assert abs(l0.mean() - 8) < 1 and l0.std() > .5
     torch.testing.assert_close(block.encode(x[:1]).to_dense(), block.encode(x).to_dense()[:1], rtol=1e-5, atol=1e-6) # a token is heard for itself
 
+def test_gradient_checkpoints_change_no_gradient_and_count_no_token_twice():
+    model, x = sparsify_feedforward(made('gpt2'), spec('topk', revive=.1, dead_after=30)), ids()
+    twin = pickle.loads(pickle.dumps(model)); twin.gradient_checkpointing_enable() # the classes are found by their names
+    for m in (model, twin):
+        m.train()
+        for _ in range(2): m.zero_grad(); torch.autograd.backward(m(x, labels=x, use_cache=False).loss)
+    assert all(torch.equal(a.since, b.since) and a.since.any() for a, b in zip(feedforwards(model).values(), feedforwards(twin).values()))
+    for a, b in zip(model.parameters(), twin.parameters()): torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7)
+
 # ---- as a featurizer
 
 @families
@@ -276,6 +286,8 @@ def test_flops_are_those_that_torch_counts(family, kind, how):
     (lambda: sparsify_feedforward(made('neo'), spec('topk'), ['0']), "unknown layer '0'"), (lambda: sparsify_feedforward(made('neo'), spec('topk'), []), 'no layer'), (lambda: sparsify_feedforward(made('neo'), 'topk'), 'give a FeedForwardSpec'),
     (lambda: sparsify_feedforward(sparsify_feedforward(made('neo'), spec('topk'), 1), spec('topk')), 'layer 1 of this model has a sparse block already'),
     (lambda: sparsify_feedforward(OPTForCausalLM(OPTConfig(vocab_size=50, hidden_size=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=16)), spec('topk')), "type 'opt'"), (lambda: flops(torch.nn.Linear(2, 2), 8), "type 'Linear'"),
+    (lambda: sparsify_feedforward(made('neo'), spec('topk'), 1.), 'unknown layer 1.0'), (lambda: flops(made('neo'), 0), 'whole numbers from 1'), (lambda: SparseFeedForward(16, 64, spec('low_rank', rank=17)), 'at most that'), (lambda: SparseFeedForward(16, 64).fold_norms(), 'norms'),
+    (lambda: SparseFeedForward(16, 64, spec('topk', k=65)), 'k=65'), (lambda: SparseFeedForward(16, 64).rescale_(2.), 'train the model'),
     (lambda: SparseFeedForward(16, 64)(torch.zeros(2, 8)), 'width 8'), (lambda: SparseFeedForward(18, 64, spec('kron')), 'that 4 divides'), (lambda: SparseFeedForward(16, 64, activation='gelu').to_transcoder(), "activation 'gelu'")])
 def test_mistakes_are_told_in_a_sentence(make, why):
     with pytest.raises(BadInput) as e: make()

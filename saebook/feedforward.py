@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'FAMILIES', 'FeedForwardSpec', 'SparseFeedForward', 'feedforwards', 'sparsify_feedforward', 'flops']
 
-# %% ../nbs/48_feedforward.ipynb #862e6f7d
+# %% ../nbs/48_feedforward.ipynb #5aa3449f
 import copy, math
 from dataclasses import asdict, dataclass
 
@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from . import codes, sites
 from .codes import SparseCode
-from .core import BadInput, configured, one_of, seeded
+from .core import BadInput, configured, one_of, processes, seeded
 from .sae import Transcoder
 from .sites import Site
 
@@ -237,7 +237,7 @@ def decode(self:SparseFeedForward, code, x=None): # SparseCode (..., n) or a den
     if isinstance(self.decoder, _LowRank): y = y @ self.decoder.down
     return y if self.b_dec is None else y + self.b_dec
 
-# %% ../nbs/48_feedforward.ipynb #5418c9e3
+# %% ../nbs/48_feedforward.ipynb #6e3f5bd5
 @patch
 def forward(self:SparseFeedForward, x:torch.Tensor): # (..., d_in)
     "What the block says, in the dtype of `x`: (..., d_in)."
@@ -254,7 +254,7 @@ def forward(self:SparseFeedForward, x:torch.Tensor): # (..., d_in)
 @patch
 @torch.no_grad()
 def _noted(self:SparseFeedForward, code, chosen): # who spoke, and how little sufficed
-    self.since += len(chosen)
+    self.since += len(chosen)*processes()[1] # each process sees its part of the batch, and who spoke in any of them has spoken
     self.since[code.indices[code.values != 0]] = 0
     if self.activation == 'batch_topk' and (chosen > 0).any(): self.threshold.lerp_(chosen[chosen > 0].min().to(self.threshold), .05 if self.threshold > 0 else 1.) # of the last 20 batches or so
 

@@ -83,9 +83,9 @@ def stdlib_texts():
 @pytest.mark.slow
 def test_sparse_beside_dense_on_real_text():
     "Python's own library, 2,048 tokens, width 64, two blocks, 1,024 units of which 16 speak, 240 steps of 16 rows: TopK is as good as dense at equal steps, on each of three seeds."
-    texts = stdlib_texts()
+    texts = stdlib_texts()[::2] # 1.8 million tokens
     tok = train_tokenizer(texts, 2048)
-    c = sparse_vs_dense(texts, SparseConfig(valid_every=40, held_out=.015), tok, progress=False)
+    c = sparse_vs_dense(texts, SparseConfig(valid_every=40, held_out=.02), tok, progress=False)
     print(f'\n{c.summary().round(3).to_string(index=False)}')
     loss = c.frame[c.frame['at'] == 'steps'].pivot(index='seed', columns='model', values='loss')
     assert (loss['topk'] <= loss['dense'] + .02).all()

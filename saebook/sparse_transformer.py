@@ -139,7 +139,7 @@ def _row(name, seed, at, step, spent, model, coders, valid, cfg, tokenizer, scor
     return dict(model=name, seed=seed, at=at, step=step, units=nodes//len(coders), parameters=sum(p.numel() for p in model.parameters()), flops=spent, loss=(nats.sum()/n.sum()).item(), **judged,
                 **{k: float(f(model, tokenizer, coders)) for k, f in (scorers or {}).items()}), nats.numpy()
 
-# %% ../nbs/50_sparse_transformer.ipynb #1997f989
+# %% ../nbs/50_sparse_transformer.ipynb #58b5c3bf
 @dataclass(repr=False)
 class Comparison:
     """What `sparse_vs_dense` found. `frame`: a row a model, seed and `at` (steps, flops or loss), with the step, units a block, parameters, flops (spent until then, of a dictionary its own and its model's), loss (nats a token), fvu, l0 (entries a token and block), dead (share of units), and the scorers' columns.
@@ -155,6 +155,19 @@ class Comparison:
             d = (g.set_index('seed').loss - it).dropna()
             means = {k: g[k].mean() for k in g.columns if k not in ('model', 'seed', 'at')}
             out.append(dict(model=name, at=at, seeds=len(g), **{k: v for k, v in means.items() if k in ('step', 'units', 'parameters', 'flops', 'loss')}, **dict(zip(('difference', 'low', 'high'), _t_interval(d.to_numpy()))), **{k: v for k, v in means.items() if k not in ('step', 'units', 'parameters', 'flops', 'loss')}))
+        return pd.DataFrame(out)
+
+    def reach(self, loss:float|None=None): # nats a token; None: of each seed the lowest that all models reach
+        "When each model first came down to a loss, by a straight line between two looks: a frame of model, seed, loss, step, flops; NaN where it never did."
+        out = []
+        for seed, g in self.curves.groupby('seed', sort=False):
+            goal = g.groupby('model').loss.min().max() if loss is None else loss
+            for name, c in g.groupby('model', sort=False):
+                v, there = c.loss.to_numpy(), math.nan
+                if (v <= goal).any():
+                    i = int((v <= goal).argmax())
+                    there = i if i == 0 else i - (goal - v[i])/(v[i - 1] - v[i]) # number of a look
+                out.append(dict(model=name, seed=seed, loss=goal, **{k: float(np.interp(there, range(len(c)), c[k])) for k in ('step', 'flops')}))
         return pd.DataFrame(out)
 
     def _repr_html_(self): return views.table(self.summary(), dict(step='{:.0f}', units='{:.0f}', parameters='{:,.0f}', flops='{:.3g}', loss='{:.3f}', difference='{:+.3f}', low='{:+.3f}', high='{:+.3f}', fvu='{:.3f}', l0='{:.1f}', dead='{:.1%}'))
@@ -239,7 +252,7 @@ def plot_comparison(c:Comparison, by:str='flops', ax=None): # by: flops or step
     ax.set_ylim(low - .05*(high - low), max(high, c.frame.loss.max()) + .05*(high - low)); ax.legend(fontsize=7, frameon=False)
     return ax
 
-# %% ../nbs/50_sparse_transformer.ipynb #3a117e42
+# %% ../nbs/50_sparse_transformer.ipynb #5f3dd403
 def run_sparse(cfg:SparseConfig, out, progress:bool=True): # out: a folder; what was trained there is gone on with
     "The comparison of a configuration: comparison.csv, curves.csv, comparison.html, config.json, and the models themselves, in `out`. Returns the summary."
     out = out_dir(out)
@@ -252,5 +265,5 @@ def run_sparse(cfg:SparseConfig, out, progress:bool=True): # out: a folder; what
     for name, f in dict(comparison=c.frame, curves=c.curves).items():
         with atomic(out/f'{name}.csv') as tmp: f.to_csv(tmp, index=False)
     figures = ''.join(f'<figure>{views.svg(plot_comparison(c, by))}</figure>' for by in ('step', 'flops'))
-    with atomic(out/'comparison.html') as tmp: tmp.write_text(html_page('Sparse and dense', c._repr_html_() + figures, 'figure { margin: 1rem 0; }', f'<p class="soft">{len(cfg.seeds)} seeds; {esc(str(cfg.dataset or "the built-in world"))}</p>'), encoding='utf-8')
+    with atomic(out/'comparison.html') as tmp: tmp.write_text(html_page('Sparse and dense', f'{c._repr_html_()}<h2>Down to the same loss</h2>{views.table(c.reach(), dict(loss="{:.3f}", step="{:.1f}", flops="{:.3g}"))}{figures}', 'figure { margin: 1rem 0; }', f'<p class="soft">{len(cfg.seeds)} seeds; {esc(str(cfg.dataset or "the built-in world"))}</p>'), encoding='utf-8')
     return c.summary()

@@ -7,6 +7,7 @@ from saebook.autointerp import (EmbeddingDetection, Explanation, Interpretation,
 from saebook.cache import Contexts, FeatureCache, activations, contexts, read_documents
 from saebook.codes import pack
 from saebook.core import BadInput
+from saebook.feedforward import FeedForwardSpec, feedforwards, sparsify_feedforward
 from saebook.sae import SAE, Transcoder
 from saebook.sites import Site, load_model
 from saebook.train import TrainConfig, train_sae
@@ -204,6 +205,14 @@ def test_logits_fall_where_a_feature_is_ablated(lm, tmp_path, kind):
     assert effect.score(r, Explanation('x', None)).more['why'] == 'the explanation names no tokens'
     with pytest.raises(BadInput, match='the unembedding reads 16'): LogitEffect(lm, SAE(8, 16))
 
+def test_units_of_a_sparse_block_are_features_too(lm, tmp_path):
+    sparse = sparsify_feedforward(lm, FeedForwardSpec('topk', expansion=2, k=4), [1]).eval()
+    ids = torch.randint(2, 60, (80, 20), generator=torch.Generator().manual_seed(0)); use = torch.ones(80, 20, dtype=torch.bool)
+    coder = feedforwards(sparse)[1].coder()
+    c = FeatureCache.create(tmp_path/'c', coder, (sparse, Contexts(ids, use.long(), use, np.arange(80))), Site('gpt_neox.layers.1.mlp', 'input'), progress=False)
+    r = interpret(c, living(c, 5), TokenStatistics(), [LexicalDetection(), LogitEffect(sparse, coder, draws=0)], length=10, progress=False)
+    assert r.frame.score.notna().all() and r.summary().score[0] > r.summary().control[0]
+
 def test_the_report_stands_alone(cache_, tmp_path):
     r = go(cache_, None)
     page = r.to_html(tmp_path/'r.html').read_text()
@@ -228,5 +237,14 @@ def test_words_explain_features_of_a_model_of_real_text_and_anothers_words_do_no
     model, tok, ctx, sae, features = stories
     r = interpret(features, living(features, 100), TokenStatistics(), LexicalDetection(), tokenizer=tok, progress=False)
     s = r.summary().iloc[0]
-    print(s.to_dict())
     assert s.score >= .70 and .45 <= s.control <= .55 and s.score_low > s.control_high
+
+@pytest.mark.slow
+def test_the_word_before_explains_more_of_them(stories):
+    model, tok, ctx, sae, features = stories
+    fs = living(features, 60, seed=1)
+    a, b = (interpret(features, fs, TokenStatistics(c), [LexicalDetection(0), Simulation()], tokenizer=tok, progress=False).frame for c in (False, True))
+    for k in ('LexicalDetection', 'Simulation'):
+        more = (b.score - a.score)[a.scorer == k]
+        assert more.median() > .05 and (more > 0).mean() > .9
+    assert abs(b.control[b.scorer == 'LexicalDetection'].median() - .5) < .05

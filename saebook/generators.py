@@ -48,7 +48,7 @@ class Choices:
         chosen = ~np.isnan(self.votes).any(1)
         return chosen if self.logprobs is None else chosen & np.isnan(self.logprobs).any(1)
 
-# %% ../nbs/45_generators.ipynb #b603b576
+# %% ../nbs/45_generators.ipynb #0ee1eec3
 @runtime_checkable
 class Generator(Protocol):
     "What answers chats. `counts` holds how many requests, retries and failures there were."
@@ -66,6 +66,9 @@ def _chats(chats):
         if not c or not all(isinstance(m, dict) and isinstance(m.get('role'), str) and isinstance(m.get('content'), str) for m in c):
             raise BadInput(f"chat {i} is {str(c)[:60]!r}: give a list of messages such as dict(role='user', content='…')")
     return [list(c) for c in chats]
+
+def _whole(name, n, least=1):
+    if isinstance(n, bool) or not isinstance(n, int) or n < least: raise BadInput(f'{name}={n!r} was given: give a whole number of at least {least}')
 
 def _options(options):
     options = (options,) if isinstance(options, str) else tuple(options)
@@ -91,14 +94,14 @@ def parse_votes(text:str,   # what a model wrote
     if max(right[0]) > most: return None, f'a mark of {max(right[0])}, with {most} the largest'
     return right[0], None
 
-# %% ../nbs/45_generators.ipynb #60b9b795
+# %% ../nbs/45_generators.ipynb #2667d6dd
 def parse_explanation(text:str, # what a model wrote
                       marker:str='[EXPLANATION]:'):
     "The paragraph after the last `marker` (in any case, its colon may be missing), and None; or None, and the reason."
     at = list(re.finditer(re.escape(marker.rstrip(': ')) + r'\**\s*:?\**', text, re.I))
     if not at: return None, f'no {marker}'
     said = ' '.join(re.split(r'\n\s*\n', text[at[-1].end():].strip())[0].split()).strip('*').strip()
-    if len(said) > 1 and said[0] == said[-1] and said[0] in '"\'': said = said[1:-1].strip()
+    if len(said) > 1 and said[0] == said[-1] and said[0] in '"\'' and said.count(said[0]) == 2: said = said[1:-1].strip()
     return (said, None) if said else (None, f'nothing after {marker}')
 
 def parse_choice(text:str, options=('Yes', 'No')):
@@ -108,7 +111,7 @@ def parse_choice(text:str, options=('Yes', 'No')):
     if m: return [o.casefold() for o in options].index(m[1].casefold()), None
     return None, f"neither {' nor '.join(options)}: {' '.join(text.split())[:40]!r}"
 
-# %% ../nbs/45_generators.ipynb #4562e6ee
+# %% ../nbs/45_generators.ipynb #eab8055b
 def plain_chat(chat):
     "A chat as text, for models that were taught no format: one message as it stands; several with a line for who speaks, the last of them the one who is to answer."
     if len(chat) == 1: return chat[0]['content']
@@ -123,7 +126,7 @@ class HFGenerator:
                  seed:int=0):      # of sampled texts
         self.model, self.tokenizer, self.batch_size, self.render, self.seed = sites.unwrap(model), tokenizer, batch_size, render, seed
         if not callable(getattr(self.model, 'generate', None)) or getattr(self.model.config, 'is_encoder_decoder', False): raise BadInput(f'a {type(self.model).__name__} was given to answer with: give a causal language model of transformers, as sites.load_model gives it')
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1: raise BadInput(f'batch_size={batch_size!r} was given: give a whole number of at least 1')
+        _whole('batch_size', batch_size)
         cfg = self.model.config.get_text_config()
         self.room = getattr(cfg, 'max_position_embeddings', None) or math.inf # tokens
         self.head = cache._prefix(tokenizer)
@@ -230,11 +233,12 @@ def nll(self:HFGenerator, prefixes, # a text before each, '' for none; or one fo
         items.append((before + ids, len(before)))
     return -self._behind(items), np.array([len(ids) - start for ids, start in items])
 
-# %% ../nbs/45_generators.ipynb #e82fb550
+# %% ../nbs/45_generators.ipynb #ff124a79
 @patch
 def complete(self:HFGenerator, chats, max_tokens:int=256, temperature:float=0., # 0: the likeliest token
              logprobs:int=0): # so many tokens at each place with their log-probabilities
     "A `Completion` a chat. One that is too long for the model has an error."
+    _whole('max_tokens', max_tokens)
     asked = [self._ids(*self._prompt(c)) for c in _chats(chats)]
     out = [Completion(error=e) for e in (self._too_long(len(ids), max_tokens) for ids in asked)]
     fine = sorted((i for i, c in enumerate(out) if c.error is None), key=lambda i: len(asked[i]))
@@ -259,7 +263,7 @@ def _likely(self:HFGenerator, logits, token, n): # [vocabulary]
     top, name = logp.topk(min(n, len(logp))), lambda i: self.tokenizer.decode([i])
     return dict(token=name(token), logprob=logp[token].item(), top=[(name(i), p) for p, i in zip(*(t.tolist() for t in top))])
 
-# %% ../nbs/45_generators.ipynb #738aae01
+# %% ../nbs/45_generators.ipynb #06dfc53b
 class _Failed(Exception):
     "One request came to nothing."
     def __init__(self, why, again=False, wait=None, status=None): # again: may it go better another time? wait: seconds that the endpoint asks for
@@ -275,10 +279,10 @@ def _seconds(said): # of a header Retry-After: seconds, or a date
         n = email.utils.mktime_tz(date) - time.time() if date else math.nan
     return max(0., n) if math.isfinite(n) else None
 
-def _message(got): # what an answer that is none says; {'error': {'message': …}}, {'error': …}, {'detail': …}
-    for k in ('error', 'message', 'detail'):
-        if isinstance(got, dict) and got.get(k): return _message(got[k])
-    return ' '.join(str(got).split())[:300]
+def _message(got): # what an answer that is none says: {'error': {'message': …}}, {'error': …}, {'detail': …} or a page
+    for k in ('error', 'detail', 'message'):
+        if isinstance(got, dict) and got.get(k): got = got[k]
+    return ' '.join(got.split())[:300] if isinstance(got, str) else f"an object with {', '.join(got) or 'nothing in it'}"[:300] if isinstance(got, dict) else f'a {type(got).__name__}'
 
 class _Key:
     "A key, to be shown to the endpoint alone: no repr, pickle or copy has it."
@@ -294,7 +298,7 @@ class _Key:
 class _Stay(urllib.request.HTTPRedirectHandler): # a question that is sent on would arrive without its body, and the key at another's
     def redirect_request(self, *args): return None
 
-# %% ../nbs/45_generators.ipynb #f4dcba7c
+# %% ../nbs/45_generators.ipynb #9333d3ef
 def _address(base_url): # -> the address that is asked
     bare = 'give an address such as https://api.example.org/v1'
     if not isinstance(base_url, str) or not base_url.isascii() or re.search(r'[\s\x00-\x1f\x7f]', base_url): raise BadInput(f'base_url is no address: {bare}')
@@ -326,11 +330,10 @@ class HTTPGenerator:
                  sleep=time.sleep,   # how one waits
                  extra=None):        # further keys of the request, or other values; None leaves one out
         self.base_url, self.model, self.timeout, self.retries, self.concurrency, self.key_env, self.max_wait, self.seed, self.sleep, self.extra = _address(base_url), model, timeout, retries, concurrency, key_env, max_wait, seed, sleep, dict(extra or {})
-        for k, v, least in (('retries', retries, 0), ('concurrency', concurrency, 1)):
-            if isinstance(v, bool) or not isinstance(v, int) or v < least: raise BadInput(f'{k}={v!r} was given: give a whole number of at least {least}')
+        _whole('retries', retries, 0); _whole('concurrency', concurrency)
         for k, v in (('timeout', timeout), ('max_wait', max_wait)):
             if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf: raise BadInput(f'{k}={v!r} was given: give a number of seconds above 0')
-        self.counts, self.gives_logprobs = dict(requests=0, retries=0, failures=0), None # None: it was not asked for any yet
+        self.counts, self.gives_logprobs = dict(requests=0, retries=0, failures=0), None # None: none were seen so far; False: it refuses a request for them
         self._begin(api_key)
 
     def _begin(self, api_key=None): # all that cannot travel
@@ -382,9 +385,9 @@ def _refusal(self:HTTPGenerator, e): # e: HTTPError
     except (ValueError, RecursionError): text = _message(text)
     return _Failed(f'{e.code}: {text or e.reason}', e.code in _AGAIN or e.code >= 500, _seconds(e.headers.get('Retry-After')), e.code)
 
-# %% ../nbs/45_generators.ipynb #5c680b9a
+# %% ../nbs/45_generators.ipynb #86b2dfd3
 def _tokens(o): # `logprobs` of an answer -> `Completion.token_logprobs`, or None where it isn't what OpenAI's look like
-    try: return [dict(token=t['token'], logprob=float(t['logprob']), top=[(u['token'], float(u['logprob'])) for u in t.get('top_logprobs') or []]) for t in o['content']] or None
+    try: return [dict(token=str(t['token']), logprob=min(0., float(t['logprob'])), top=[(str(u['token']), min(0., float(u['logprob']))) for u in t.get('top_logprobs') or []]) for t in o['content']] or None
     except (TypeError, KeyError, ValueError): return None
 
 def _answer(got, logprobs): # what was decoded -> a `Completion`; raises `_Failed`
@@ -398,20 +401,22 @@ def _answer(got, logprobs): # what was decoded -> a `Completion`; raises `_Faile
 
 @patch
 def _asked(self:HTTPGenerator, i, chat, kw, logprobs, stop): # one chat, until it has an answer or none is to be had
-    rng, n = random.Random(f'{self.seed} {i} {json.dumps(chat)}'), 0 # not that of all threads, whose turns are nobody's choice
+    rng, n, top = random.Random(f'{self.seed} {i} {json.dumps(chat)}'), 0, logprobs if self.gives_logprobs is not False else 0 # dice of its own: the turns of threads are nobody's choice
     while True:
-        body = dict(model=self.model, messages=chat, stream=False) | kw | (dict(logprobs=True, top_logprobs=logprobs) if logprobs and self.gives_logprobs is not False else {}) | self.extra
-        self._count(requests=1, retries=n > 0)
+        body = dict(model=self.model, messages=chat, stream=False) | kw | (dict(logprobs=True, top_logprobs=top) if top else {}) | self.extra
+        self._count(requests=1)
         try:
-            c = _answer(self._post({k: v for k, v in body.items() if v is not None}), logprobs)
+            c = _answer(self._post({k: v for k, v in body.items() if v is not None}), top)
+            if c.token_logprobs: self.gives_logprobs = True
             return c if self._key.clean(c.text) == c.text else Completion(self._key.clean(c.text))
         except _Failed as e:
-            if e.status in (400, 422) and 'logprob' in str(e) and 'logprobs' in body: self.gives_logprobs = False; n = 0; continue
+            if top and e.status in (400, 422) and 'logprob' in str(e): self.gives_logprobs, top = False, 0; continue
             if not e.again or n == self.retries or stop.is_set():
                 self._count(failures=1)
                 return Completion(error=redacted(self._key.clean(str(e))) + (f' (asked {n + 1} times)' if n else ''))
             wait = (e.wait or 0) + .5*2**n*(.5 + .5*rng.random()) # not all at the same moment
         self.sleep(min(wait, self.max_wait)); n += 1
+        self._count(retries=1)
 
 @patch
 def _count(self:HTTPGenerator, **more):
@@ -421,6 +426,7 @@ def _count(self:HTTPGenerator, **more):
 @patch
 def complete(self:HTTPGenerator, chats, max_tokens:int=256, temperature:float=0., logprobs:int=0): # logprobs: so many tokens at each place, most endpoints allow 20
     "A `Completion` a chat, in order; what failed has its error. Ctrl-C stops what was not sent yet."
+    _whole('max_tokens', max_tokens)
     chats, kw, stop = _chats(chats), dict(max_tokens=max_tokens, temperature=temperature), threading.Event()
     if not chats: return []
     pool = ThreadPoolExecutor(min(self.concurrency, len(chats)))
@@ -429,8 +435,8 @@ def complete(self:HTTPGenerator, chats, max_tokens:int=256, temperature:float=0.
 
 @patch
 def check(self:HTTPGenerator):
-    "Ask for one word, before work is lost. Raises `BadInput` with what the endpoint says if it gives none."
-    c = self.complete([[dict(role='user', content='Say yes.')]], max_tokens=16)[0]
+    "Ask one thing, before work is lost. Raises `BadInput` with what the endpoint says if it gives no answer."
+    c = self.complete([[dict(role='user', content='Say yes.')]])[0]
     if c.error: raise BadInput(f'{self.base_url} does not answer as {self.model!r} ({c.error}): look at base_url, model and the key')
 
 # %% ../nbs/45_generators.ipynb #a436b519

@@ -130,23 +130,27 @@ def _sentence(self:TokenStatistics, s, rows, mean, tok, before, v, p):
     if m['among_first'] > .5 and m['among_first'] > 2*m['among_first_of_all']: text += '; mostly among the first four tokens of a context'
     return text + '.'
 
-# %% ../nbs/53_lexical.ipynb #a80e3183
+# %% ../nbs/53_lexical.ipynb #14eadec6
+_TEXT_ONLY = 'the explanation is a text without a table of words, which has to be read'
+
 @dataclass
 class LexicalDetection:
     "In which windows does the feature fire? A window counts as much as the weightiest of its tokens. Score: AUROC; also balanced accuracy."
     draws: int = 200 # of the interval; 0: none
     def score(self, record:FeatureRecord, explanation:Explanation):
-        "Judge the explanation's table."
+        "Judge the explanation's table; no score for one that has none."
+        if explanation.weights is None: return ScoreResult(math.nan, more=dict(why=_TEXT_ONLY))
         train, test = (look_up(explanation.weights, ex).max(1) if len(ex) else np.zeros(0) for ex in (record.train, record.test))
         return told(test, record.test, threshold(train, record.train), self.draws)
 
-# %% ../nbs/53_lexical.ipynb #ebcd9ac3
+# %% ../nbs/53_lexical.ipynb #04298b02
 @dataclass
 class LexicalFuzzing:
     "Are the marked tokens those at which the feature fires? Marks count as much as their mean weight. Score: AUROC; also the share of windows told right by whether most marked tokens are in the table."
     draws: int = 200; seed: int = 0
     def score(self, record:FeatureRecord, explanation:Explanation):
-        "Judge the explanation's table."
+        "Judge the explanation's table; no score for one that has none."
+        if explanation.weights is None: return ScoreResult(math.nan, more=dict(why=_TEXT_ONLY))
         ex, marks, right = fuzzed(record.test, self.seed)
         lost = int(record.test.active.sum()) - len(ex)
         if not right.any() or right.all(): return ScoreResult(math.nan, len(ex), lost, more=dict(why='fewer than two windows to mark'))
@@ -155,7 +159,7 @@ class LexicalFuzzing:
         low, high = metrics.bootstrap(lambda c: metrics.auroc(mean(w), right, c), ex.group, self.draws) if self.draws else (math.nan, math.nan)
         return ScoreResult(metrics.auroc(mean(w), right), len(ex), lost, low, high, dict(balanced_accuracy=balanced_accuracy((mean(w > 0) > .5) == right, right.astype(int))))
 
-# %% ../nbs/53_lexical.ipynb #884d2737
+# %% ../nbs/53_lexical.ipynb #9b974f1c
 def _means(ex, explanation): return look_up(explanation.weights, ex, 'mean')
 
 @dataclass
@@ -166,6 +170,7 @@ class Simulation:
     def score(self, record:FeatureRecord, explanation:Explanation):
         "Compare what is foretold with what was."
         ex = record.test
+        if self.predict is None and explanation.weights is None: return ScoreResult(math.nan, more=dict(why=_TEXT_ONLY))
         said = list((self.predict or _means)(ex, explanation))
         if len(said) != len(ex): raise BadInput(f'{len(said)} predictions were given for {len(ex)} windows: give one a window, None for one that failed')
         good = np.array([s is not None and len(s) == ex.ids.shape[1] and bool(np.isfinite(np.asarray(s, float)).all()) for s in said], bool)

@@ -367,7 +367,7 @@ def dates(frame,             # of `track`
     out = pd.DataFrame(out)
     return out.assign(lag=out.settled - out.generalised)
 
-# %% ../nbs/52_generalise.ipynb #b7be7f7a
+# %% ../nbs/52_generalise.ipynb #49394836
 _TINTS = dict(train=views.BLUE, test=views.ORANGE, weights='#3c444d', unseen='#a33c6c')
 
 def plot_track(frame,          # of `track`, of several seeds or runs one below the other (pd.concat)
@@ -391,19 +391,20 @@ def plot_track(frame,          # of `track`, of several seeds or runs one below 
         for j, (key, g) in enumerate(f.groupby(by, sort=False)): _lines(ax, g, _TINTS.get(key, f'C{j}') if by == 'side' else f'C{j}', key)
         if beside and beside != m:
             b = ax.twinx()
-            _lines(b, frame[(frame.measure == beside) & (frame.side == side)], '#b8bec6', f'{beside} on {side}', ':', by == 'run')
+            known = frame[(frame.measure == beside) & (frame.side == side)]
+            for j, (_, g) in enumerate(known.groupby('run', sort=False)): _lines(b, g, f'C{j}' if by == 'run' else '#b8bec6', None, ':')
             for s in b.spines.values(): s.set_visible(False)
-            b.tick_params(colors='#b8bec6', labelsize=7); ax.set_zorder(b.get_zorder() + 1); ax.patch.set_visible(False)
-            if i == len(names) - 1: b.legend(fontsize=7, frameon=False, loc='lower right')
+            b.tick_params(colors=views.GREY, labelsize=7); ax.set_zorder(b.get_zorder() + 1); ax.patch.set_visible(False)
+            if i % columns == columns - 1 or i == len(names) - 1: b.set_ylabel(f'⋯ {beside}, {side}', fontsize=7, color=views.GREY)
         if log: ax.set_xscale('symlog')
         if i == 0 or by == 'side' and set(f.side) != set(frame[frame.measure == names[0]].side): ax.legend(fontsize=7, frameon=False)
     for ax in axs[-1]: ax.set_xlabel('step', fontsize=9)
     return axs.flat[:len(names)]
 
-def _lines(ax, g, color, label, style='-', apart=False): # one a run or seed, faint, and their mean
+def _lines(ax, g, color, label, style='-'): # one a run and seed, faint, and their mean
     many = g.groupby(['run', 'seed']).ngroups > 1
-    for _, s in g.groupby(['run', 'seed'], sort=False): ax.plot(s.step, s.value, style, color=color, lw=.6 if many else 1.5, alpha=.35 if many and not apart else 1, label=None if many else label)
-    if many and not apart:
+    for _, s in g.groupby(['run', 'seed'], sort=False): ax.plot(s.step, s.value, style, color=color, lw=.6 if many else 1.5, alpha=.35 if many else 1, label=None if many else label)
+    if many:
         mean = g.groupby('step').value.mean()
         ax.plot(mean.index, mean, style, color=color, lw=1.5, label=label)
 

@@ -149,10 +149,11 @@ def test_dictionaries_are_trained_on_one_side_and_judged_on_every():
 
 def test_dates_of_a_curve_that_comes_back():
     rows = lambda m, side, vs: [dict(run='', seed=0, step=10*i, side=side, measure=m, value=v) for i, v in enumerate(vs)]
-    f = pd.DataFrame(rows('accuracy', 'test', [0, 0, 1, 1]) + rows('norm', 'weights', [9, 0, 4, 0]) + rows('flat', 'train', [1, 1, 1, 1]) + rows('late', 'train', [math.nan, 0, 0, 2]))
+    f = pd.DataFrame(rows('accuracy', 'test', [0, 0, 1, 1]) + rows('norm', 'weights', [9, 0, 6, 0]) + rows('flat', 'train', [1, 1, 1, 1]) + rows('late', 'train', [math.nan, 0, 0, 2]))
     d = g.dates(f, since=10).set_index('measure')
     assert d.generalised.unique().tolist() == [15] and d.settled['late'] == 25 and d.lag['late'] == 10 and math.isnan(d.settled['flat'])
-    assert g.dates(f).set_index('measure').loc['norm', ['first', 'settled']].tolist() == [5, 5]
+    assert g.dates(f).set_index('measure').loc['norm', ['first', 'settled']].tolist() == [5, 22.5]
+    assert g.dates(f, until=10).set_index('measure').loc['norm', ['first', 'settled']].tolist() == [5, 5] # what came later does not count
     with pytest.raises(BadInput, match='was not tracked'): g.dates(f, 'unseen')
 
 # --- trainings

@@ -35,7 +35,7 @@ quickstart/report.html: $(READY) $(NBS)
 
 test: $(READY)
 	$(BIN)/python tools/step.py
-	$(call LIMIT,1200) $(BIN)/nbdev_test --n_workers 2 --timing
+	$(call LIMIT,2400) $(BIN)/nbdev_test --n_workers 2 --timing
 	$(MAKE) docs
 	$(call LIMIT,2400) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 

@@ -7,10 +7,10 @@ import pandas as pd, pytest, torch
 from saebook import lm, sparse_transformer as st
 from saebook.cli import main
 from saebook.core import BadInput
-from saebook.lm import packed_rows, train_tokenizer
+from saebook.lm import new_lm, packed_rows, train_lm, train_tokenizer
 from saebook.metrics import fvu
 from saebook.sae import Transcoder
-from saebook.sparse_transformer import FeedForwardSpec, SparseConfig, feedforwards, sparse_vs_dense
+from saebook.sparse_transformer import FeedForwardSpec, SparseConfig, feedforwards, sparse_vs_dense, sparsify_feedforward
 from saebook.train import TrainConfig, train_sae
 from saebook.world import World
 
@@ -49,6 +49,19 @@ def test_a_row_is_what_the_model_says(tmp_path, text):
     with torch.no_grad(): again = model(said, use_cache=False).logits
     told = again[:, 19:-1].clone(); told[..., text[1].eos_token_id] = -torch.inf # which was not to be said yet
     assert torch.equal(told.argmax(-1), said[:, 20:])
+
+@pytest.mark.parametrize('kind', ['topk', 'batch_topk', 'groupmax'])
+def test_a_sparse_model_that_was_interrupted_ends_with_the_same_bytes(tmp_path, text, kind):
+    "Thresholds and who has been silent for how long are a part of what the next step depends on."
+    def run(name, stop=None):
+        def on_log(row):
+            if row['step'] == stop: raise KeyboardInterrupt
+        model = sparsify_feedforward(new_lm(text[1], 32, 2, 2, 32, 0), FeedForwardSpec(kind, 4, 8, revive=.3, dead_after=1000))
+        train_lm(model, text[0], lm.LMConfig(steps=12, batch=8, context=32, warmup=3, valid_every=4, log_every=1, sample=0), text[1], path=tmp_path/name, save_every=4, keep=4, progress=False, on_log=on_log)
+        return {str(f.relative_to(tmp_path/name)): f.read_bytes() for f in sorted((tmp_path/name).rglob('*')) if f.is_file()}
+    whole = run('whole')
+    with pytest.raises(KeyboardInterrupt): run('stopped', 7)
+    assert run('stopped') == whole and 'checkpoints/step-000008/model.safetensors' in whole
 
 def test_from_a_file(tmp_path, capsys):
     (tmp_path/'c.yaml').write_text(json.dumps(dict(TINY, kind='sparse', kinds=['topk'], seeds=[0], tokenizer='train:500')))

@@ -15,7 +15,7 @@ from nbdev.serve import proc_nbs
 
 root = Path(__file__).resolve().parents[1]
 js_cache = root/'.venv'/'js'
-floors = [(9, 'Foundations'), (19, 'Interventions'), (27, 'Merge'), (39, 'Probe and classify'), (47, 'Erase'),
+floors = [(9, 'Foundations'), (19, 'Interventions'), (26, 'Merge'), (39, 'Probe and classify'), (44, 'Erase'),
           (59, 'Sparse transformers'), (99, 'Dashboards and command line')]
 own_pages = {'CONTRIBUTING.md': 'contributing.md', 'CHANGELOG.md': 'changelog.md'} # files outside nbs/ that are pages too
 widget_state, widget_view = 'application/vnd.jupyter.widget-state+json', 'application/vnd.jupyter.widget-view+json'

@@ -7,7 +7,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1') # before torch is imported
 from common import THREADS, have, here, machine, short, table
 from run import WORKS, compare
 
-PARTS = 'works', 'scaling', 'converge', 'harvest', 'interchange', 'end_to_end', 'probe', 'feedforward'
+PARTS = 'works', 'scaling', 'converge', 'harvest', 'interchange', 'end_to_end', 'probe', 'feedforward', 'autointerp'
 BESIDE = dict(W1=('sparsify', 'saelens', 'dl', 'overcomplete'), W1A=('sparsify',), W2=('dl', 'saelens'), W2L=('dl', 'saelens', 'overcomplete'), W3=('sparsify', 'dl', 'saelens'))
 
 def works(quick=False):

@@ -57,7 +57,7 @@ def norm_moments(h:torch.Tensor): # [rows, d]
     z = c/var.sqrt() if var > 1e-24*r.square().mean() else torch.full_like(c, math.nan)
     return dict(mean=r.mean().item(), variance=var.item(), skew=z.pow(3).mean().item(), kurtosis=z.pow(4).mean().item() - 3)
 
-# %% ../nbs/56_generalise.ipynb #c7601dc7
+# %% ../nbs/56_generalise.ipynb #6250e11f
 def davies_bouldin(h:torch.Tensor, y): # [rows, d]; [rows] classes
     "Davies and Bouldin's index (1979), Euclidean: 0 for classes that are points. Raises `BadInput` for fewer than two classes."
     from sklearn.metrics import davies_bouldin_score
@@ -77,6 +77,16 @@ def _answer(out): # of a model -> logits [n, classes]: those of the last positio
     logits = getattr(out, 'logits', out[0] if isinstance(out, (tuple, list)) else out)
     if not isinstance(logits, torch.Tensor) or logits.ndim not in (2, 3): raise BadInput(f'the model gave {list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}: logits [n, classes] are needed, or [n, positions, classes] whose last position answers')
     return (logits[:, -1] if logits.ndim == 3 else logits).float()
+
+@torch.no_grad()
+def _ask(model, x, y, kept=None): # a batch -> nats [n], right [n]; kept: what was read on the way, of which fillers are dropped
+    if y is None:
+        seen = (x[:, 1:] >= 0).cpu()
+        logits = getattr(sites.forward(model, dict(input_ids=x.clamp_min(0).long())), 'logits')[:, :-1].float().cpu()[seen]
+        if kept: kept[-1] = kept[-1][x.to(kept[-1].device) >= 0]
+        y = x[:, 1:].cpu()[seen].long()
+    else: logits = _answer(sites.forward(model, x)).double().cpu()
+    return F.cross_entropy(logits, y.cpu(), reduction='none').double(), logits.argmax(-1) == y.cpu()
 
 # %% ../nbs/56_generalise.ipynb #cfd58db8
 @torch.no_grad()
@@ -114,7 +124,7 @@ def _instances(h): # activations of n rows -> [n, positions, d]; of pictures the
 
 def _pooled(h): return _instances(h).mean(1) # [n, d]
 
-# %% ../nbs/56_generalise.ipynb #64a5e14d
+# %% ../nbs/56_generalise.ipynb #ce396539
 @dataclass(eq=False, repr=False)
 class Look:
     "A model at a checkpoint and one side of the data, as a measure is given them."
@@ -129,7 +139,7 @@ class Look:
     fit:object=None              # the look at the side that dictionaries are trained on; None: this one
     sae:dict=field(default_factory=dict) # how: n, k, steps, ...
     matrices:object='*'          # whose spectra are asked for
-    batch:int=1024; seed:int=0
+    batch:int=1024; seed:int=0   # rows at a time, of a language model tokens
 
     @cached_property
     def weights(self):
@@ -146,7 +156,7 @@ class Look:
         "Nats [n] and whether it was right [n]; of every row, or without classes of every token that is predicted. With a site: what was read there."
         kept, out = [], []
         with sites.patch(self.model, {self.site: lambda h: kept.append(h) or h} if self.site else {}):
-            for i in torch.arange(_number(self.x)).split(self.batch if self.y is not None else 32): out.append(_ask(self.model, _rows_at(self.x, i), None if self.y is None else self.y[i], kept))
+            for i in torch.arange(_number(self.x)).split(self.batch if self.y is not None else max(1, self.batch//self.x.shape[1])): out.append(_ask(self.model, _rows_at(self.x, i), None if self.y is None else self.y[i], kept))
         nats, right = (torch.cat([o[j] for o in out]) for j in (0, 1))
         return nats, right, torch.cat(kept) if kept else None
 
@@ -160,33 +170,29 @@ class Look:
     def h(self): "Every activation: [instances, d]."; return self.activations.flatten(0, 1)
 
     @cached_property
-    def apart(self): "Davies–Bouldin of the rows' means over positions."; return davies_bouldin(self.activations.mean(1), self.classes)
+    def use(self): "Mean size of each unit: [d]."; return self.h.abs().mean(0)
     @cached_property
-    def mixed(self): "Label-wise mix-up accuracy."; return mixup_accuracy(self.model, self.x, self.classes, self.mix, batch=self.batch, seed=self.seed)
+    def variances(self):
+        "Eigenvalues of the covariance of the activations, largest first: [d]."
+        m = self.h.double().mean(0)
+        return torch.linalg.eigvalsh(sum((c.double() - m).T @ (c.double() - m) for c in self.h.split(8192))/len(self.h)).clamp_min(0).flip(0)
+    @cached_property
+    def dictionary(self): "An SAE trained on these activations."; return _dictionary(self.h, self.seed, **self.sae)
+
+    @cached_property
+    def apart(self): "Davies–Bouldin of the rows' means over positions; NaN on a side with one class, or none twice."; return davies_bouldin(self.activations.mean(1), self.classes) if 1 < len(self.classes.unique()) < len(self.classes) else math.nan
+    @cached_property
+    def mixed(self): "Label-wise mix-up accuracy; NaN on a side with no class twice."; return mixup_accuracy(self.model, self.x, self.classes, self.mix, batch=self.batch, seed=self.seed) if len(self.classes.unique()) < len(self.classes) else math.nan
 
     @property
     def classes(self):
         if self.y is None: raise BadInput('a measure of classes was asked for of rows without any: give data as {side: (inputs, classes)}, or leave davies_bouldin, mixup_accuracy and pgdl out')
         return self.y
 
-@torch.no_grad()
-def _ask(model, x, y, kept=None): # a batch -> nats [n], right [n]
-    if y is None:
-        seen = (x[:, 1:] >= 0).cpu()
-        logits = getattr(sites.forward(model, dict(input_ids=x.clamp_min(0).long())), 'logits')[:, :-1].float().cpu()[seen]
-        if kept: kept[-1] = kept[-1][x.to(kept[-1].device) >= 0]
-        y = x[:, 1:].cpu()[seen].long()
-    else: logits = _answer(sites.forward(model, x)).cpu()
-    return F.cross_entropy(logits.double(), y.cpu(), reduction='none'), logits.argmax(-1) == y.cpu()
-
-# %% ../nbs/56_generalise.ipynb #ab76e75a
-def _use(l): return l.h.abs().mean(0) # [d] how much each unit is used
-
-def _variances(h): # [rows, d] -> the eigenvalues of the covariance
-    h = h.double() - h.double().mean(0)
-    return torch.linalg.svdvals(h).square()/len(h)
-
-def _mean_rank(of): return float(np.mean([metrics.entropy(s).exp().item() for s in of.values() if s[0] > 0])) if any(s[0] > 0 for s in of.values()) else math.nan
+# %% ../nbs/56_generalise.ipynb #98f05f46
+def _mean_rank(of): # {name: singular values} -> the mean effective rank of the matrices that are not zero
+    ranks = [metrics.entropy(s).exp().item() for s in of.values() if s[0] > 0]
+    return float(np.mean(ranks)) if ranks else math.nan
 
 def _each(l): # of every matrix
     d = {}
@@ -207,12 +213,12 @@ WEIGHTS = dict( # of the model alone
 MEASURES = dict( # of a side of the data
     loss=lambda l: l.answers[0].mean().item(),           # nats, of the answer alone
     accuracy=lambda l: l.answers[1].double().mean().item(),
-    gini=lambda l: metrics.gini(_use(l)).item(),         # of the mean size of each unit, as the next two
-    hoyer=lambda l: metrics.hoyer(_use(l)).item(),
-    entropy=lambda l: metrics.entropy(_use(l)).item(),
-    participation_ratio=lambda l: metrics.participation_ratio(_variances(l.h)).item(), # of the eigenvalues of the covariance
-    effective_rank=lambda l: metrics.effective_rank(l.h - l.h.mean(0)).item(),         # of the activations around their mean
-    variance=lambda l: _variances(l.h).sum().item(),     # trace of the covariance
+    gini=lambda l: metrics.gini(l.use).item(),         # of the mean size of each unit, as the next two
+    hoyer=lambda l: metrics.hoyer(l.use).item(),
+    entropy=lambda l: metrics.entropy(l.use).item(),
+    participation_ratio=lambda l: metrics.participation_ratio(l.variances).item(), # of the eigenvalues of the covariance
+    effective_rank=lambda l: metrics.entropy(l.variances.sqrt()).exp().item(),         # of the activations around their mean
+    variance=lambda l: l.variances.sum().item(),     # trace of the covariance
     norm=lambda l: norm_moments(l.h),
     davies_bouldin=lambda l: l.apart,
     mixup_accuracy=lambda l: l.mixed,
@@ -221,13 +227,13 @@ MEASURES = dict( # of a side of the data
 
 _CLASSES, _READ = ('davies_bouldin', 'mixup_accuracy', 'pgdl'), [k for k in MEASURES if k not in ('loss', 'accuracy', 'mixup_accuracy')]
 
-# %% ../nbs/56_generalise.ipynb #7a2a62e1
+# %% ../nbs/56_generalise.ipynb #bcb8b056
 def _sae(l):
-    of = l.fit or l
-    sae = of.__dict__.get('trained') or of.__dict__.setdefault('trained', _dictionary(of.h, l.seed, **l.sae))
-    code = sae.encode(l.h)
-    use = code.to_dense().abs().mean(0)
-    return dict(FVU=metrics.fvu(l.h, sae.decode(code)), dead=metrics.dead_fraction(code), **{f.__name__: f(use).item() for f in (metrics.gini, metrics.hoyer, metrics.entropy, metrics.participation_ratio)})
+    sae = (l.fit or l).dictionary
+    with torch.no_grad():
+        code = sae.encode(l.h)
+        use = torch.bincount(code.indices.flatten(), code.values.abs().double().flatten(), code.n) # never makes the dense code
+        return dict(FVU=metrics.fvu(l.h, sae.decode(code)), dead=metrics.dead_fraction(code), **{f.__name__: f(use).item() for f in (metrics.gini, metrics.hoyer, metrics.entropy, metrics.participation_ratio)})
 
 def _dictionary(h, seed, n=None, k=8, steps=300, batch=256, lr=2e-3, **kw): # n: features; None: twice as many as there are units; further fields of TrainConfig
     from saebook.sae import SAE
@@ -339,7 +345,7 @@ def track(model_factory, # a function that makes the model, or a name on the hub
                     frame += [dict(at, measure=f'{name}: {k}', value=float(w)) for k, w in v.items()] if isinstance(v, dict) else [dict(at, measure=name, value=float(v))]
     return pd.DataFrame(frame)
 
-# %% ../nbs/56_generalise.ipynb #7c3d0496
+# %% ../nbs/56_generalise.ipynb #daece53b
 def _crossings(steps, values, level): # -> where a broken line meets a level
     at = []
     for (s, a), (t, b) in pairwise(zip(steps, values)):
@@ -349,8 +355,8 @@ def _crossings(steps, values, level): # -> where a broken line meets a level
 def dates(frame,             # of `track`
           against:str='test', # the side whose accuracy says when the model generalised
           level:float=.5,    # of that accuracy
-          since:float=0.):   # changes before this step do not count
-    """When each measure made half of its change from the first to the last checkpoint: a row a run, seed, side and measure, with `before`, `after`, the step of the `first` crossing of their middle and of the last (`settled`),
+          since:float=0., until:float=math.inf): # what comes before and after these steps does not count
+    """When each measure made half of its change from the first checkpoint to the last, of those from `since` to `until`: a row a run, seed, side and measure, with `before`, `after`, the step of the `first` crossing of their middle and of the last (`settled`),
     the step at which accuracy passed `level` (`generalised`) and settled − generalised (`lag`); NaN where there was no crossing."""
     out = []
     for (run, seed), g in frame.groupby(['run', 'seed'], sort=False):
@@ -359,15 +365,15 @@ def dates(frame,             # of `track`
         if acc is None: raise BadInput(f'the accuracy on {against!r} was not tracked: name a side of {sorted({s for s, m in of if m == "accuracy"})}')
         met = _crossings(acc.step, acc.value, level)
         for (side, measure), d in of.items():
-            d = d[(d.step >= since) & np.isfinite(d.value)]
+            d = d[d.step.between(since, until) & np.isfinite(d.value)]
             if len(d) < 2: continue
             a, b = d.value.iloc[0], d.value.iloc[-1]
             at = _crossings(d.step, d.value, (a + b)/2) or [math.nan]
             out.append(dict(run=run, seed=seed, side=side, measure=measure, before=a, after=b, first=at[0], settled=at[-1], generalised=met[-1] if met else math.nan))
-    out = pd.DataFrame(out)
+    out = pd.DataFrame(out, columns='run seed side measure before after first settled generalised'.split()) # of a single checkpoint: no rows
     return out.assign(lag=out.settled - out.generalised)
 
-# %% ../nbs/56_generalise.ipynb #49394836
+# %% ../nbs/56_generalise.ipynb #f03911e7
 _TINTS = dict(train=views.BLUE, test=views.ORANGE, weights='#3c444d', unseen='#a33c6c')
 
 def plot_track(frame,          # of `track`, of several seeds or runs one below the other (pd.concat)
@@ -398,7 +404,7 @@ def plot_track(frame,          # of `track`, of several seeds or runs one below 
             if i % columns == columns - 1 or i == len(names) - 1: b.set_ylabel(f'⋯ {beside}, {side}', fontsize=7, color=views.GREY)
         if log: ax.set_xscale('symlog')
         if i == 0 or by == 'side' and set(f.side) != set(frame[frame.measure == names[0]].side): ax.legend(fontsize=7, frameon=False)
-    for ax in axs[-1]: ax.set_xlabel('step', fontsize=9)
+    for ax in axs.flat[max(0, len(names) - columns):len(names)]: ax.set_xlabel('step', fontsize=9); ax.tick_params(labelbottom=True) # the lowest of each column
     return axs.flat[:len(names)]
 
 def _lines(ax, g, color, label, style='-'): # one a run and seed, faint, and their mean
@@ -446,7 +452,7 @@ class Run:
         last = self.history[self.history.step == self.history.step.max()]
         return f'{self.name or "run"}, seed {self.config["seed"]}: after {self.history.step.max():,} epochs ' + ', '.join(f'{r.side} {r.accuracy:.3f}' for r in last.itertuples()) + f'; {len(self.checkpoints)} checkpoints'
 
-# %% ../nbs/56_generalise.ipynb #38d58f83
+# %% ../nbs/56_generalise.ipynb #ac292e56
 def _batches(n, batch, seed, epoch): # [rows] of each step of an epoch; the last batch may be short
     if not batch or batch >= n: return [torch.arange(n)]
     return torch.randperm(n, generator=torch.Generator().manual_seed(int(digest(seed, epoch, n=15), 16))).split(batch)
@@ -481,13 +487,15 @@ def _train(make, data, config, path, progress): # config: lr, weight_decay, beta
         for e in tqdm(range(first + 1, config['epochs'] + 1), disable=not progress, desc='train', leave=False, initial=first, total=config['epochs']):
             for i in _batches(len(y), config['batch'], config['seed'], e): me.step(x[i], y[i])
             last = e == config['epochs']
-            if last or e % config['log_every'] == 0: history += _look(me.model, data, e)
+            if last or e % config['log_every'] == 0:
+                history += _look(me.model, data, e)
+                if not all(np.isfinite(r['loss']) for r in history[-len(data):]): raise FloatingPointError(f"the loss is no number any more after epoch {e}: lower lr ({config['lr']})")
             if last or e % config['every'] == 0: keep(e)
-    if not all(np.isfinite(r['loss']) for r in history): raise FloatingPointError(f"the loss is no number any more: lower lr ({config['lr']})")
     return kept, pd.DataFrame(history)
 
-# %% ../nbs/56_generalise.ipynb #2c30b9cf
-OPERATIONS = {'+': lambda a, b: a + b, '-': lambda a, b: a - b, '*': lambda a, b: a*b}
+# %% ../nbs/56_generalise.ipynb #3b2ea314
+OPERATIONS = {'+': lambda a, b: a + b, '-': lambda a, b: a - b, '*': lambda a, b: a*b,
+              '?': lambda a, b: (a + b)[torch.randperm(len(a), generator=torch.Generator().manual_seed(0))]} # sums dealt out at random, which can only be known by heart
 
 def modular_data(p:int=31, frac:float=.7, op:str='+', seed:int=0): # a prime; the part that is trained on; one of `OPERATIONS`
     "Rows (a, b, =) as ids [n, 3], `=` being p, and answers [n]: a dict of train, test and, where order does not matter, unseen (test pairs of which neither order was trained on)."
@@ -538,7 +546,7 @@ def run_grokking(p:int=31, frac:float=.7, # a prime; the part of all pairs that 
     kept, history = _train(new, data, config, path, progress)
     return Run(new, kept, data, history, config, site, mix, f'{p} {op} decay {weight_decay:g}')
 
-# %% ../nbs/56_generalise.ipynb #c74494aa
+# %% ../nbs/56_generalise.ipynb #fa0994e1
 IMAGE_KINDS = ('all', 'few', 'shuffled')
 
 def _arrays(source): # a folder of x_train.npy, ... or an .npz with these names (Keras' mnist.npz) -> {name: array}
@@ -566,9 +574,11 @@ def image_data(source=None,      # None: scikit-learn's digits; a folder with x_
     else: got = _arrays(source)
     rng = np.random.default_rng(seed)
     for n in [n for n in got if n[0] == 'x']:
+        if 'y' + n[1:] not in got: raise BadInput(f'{n} was given without {"y" + n[1:]}: give the classes of these pictures too')
         if len(got[n]) != len(got['y' + n[1:]]): raise BadInput(f'{n} has {len(got[n])} rows and {"y" + n[1:]} {len(got["y" + n[1:]])}: give one class for each picture')
     tensors = {n: torch.from_numpy((a/255 if a.dtype == np.uint8 else a).astype('float32')) if n[0] == 'x' else torch.from_numpy(a.astype('int64').reshape(-1)) for n, a in got.items()}
     x, y = tensors['x_train'], tensors['y_train']
+    if min(v.min() for n, v in tensors.items() if n[0] == 'y') < 0: raise BadInput('a class below 0 was given: number the classes from 0')
     if 'x_test' in tensors: test = tensors['x_test'], tensors['y_test']
     else:
         perm = torch.from_numpy(rng.permutation(len(y))); out, perm = perm[:round(held_out*len(y))], perm[round(held_out*len(y)):]
@@ -582,7 +592,7 @@ def image_data(source=None,      # None: scikit-learn's digits; a folder with x_
         x, y = x[i], y[i]
     return dict(train=(x, y), test=test)
 
-# %% ../nbs/56_generalise.ipynb #71b372c1
+# %% ../nbs/56_generalise.ipynb #beec9dd0
 def run_digits(kind:str='all', rows:int=40, source=None, # as for `image_data`
                hidden:int=128,   # units of each of two hidden layers
                lr:float=1e-3, weight_decay:float=0., epochs:int=400, seed:int=0, every:int=50, log_every:int=10,
@@ -594,13 +604,13 @@ def run_digits(kind:str='all', rows:int=40, source=None, # as for `image_data`
     data = image_data(source, kind, rows, seed=seed)
     x, y = data['train']
     def mlp():
-        with seeded(seed): return nn.Sequential(OrderedDict(flat=nn.Flatten(), first=nn.Linear(x[0].numel(), hidden), act1=nn.ReLU(), second=nn.Linear(hidden, hidden), act=nn.ReLU(), head=nn.Linear(hidden, int(y.max()) + 1)))
+        with seeded(seed): return nn.Sequential(OrderedDict(flat=nn.Flatten(), first=nn.Linear(x[0].numel(), hidden), act1=nn.ReLU(), second=nn.Linear(hidden, hidden), act=nn.ReLU(), head=nn.Linear(hidden, 1 + max(int(v.max()) for _, v in data.values()))))
     new = (lambda: make(seed)) if make else mlp
     config = dict(kind=kind, rows=rows, hidden=hidden, lr=lr, weight_decay=weight_decay, betas=(.9, .999), epochs=epochs, every=every, log_every=log_every, batch=batch, seed=seed)
     kept, history = _train(new, data, config, path, progress)
     return Run(new, kept, data, history, config, site, mix, dict(all='all rows', few=f'{len(y)} rows', shuffled='shuffled labels')[kind])
 
-# %% ../nbs/56_generalise.ipynb #26a4e8c5
+# %% ../nbs/56_generalise.ipynb #a9629a04
 @dataclass
 class GeneraliseConfig:
     "`saebook run` with `kind: generalise`: which training is followed, and with what."
@@ -631,6 +641,7 @@ class GeneraliseConfig:
             if not getattr(self, k): raise BadInput(f'GeneraliseConfig {k}=[] was given: give one at least')
         if self.experiment == 'checkpoints' and not self.checkpoints: raise BadInput("experiment: checkpoints was given without any: give checkpoints, a list of folders, or a model and a list of its revisions")
 
+# %% ../nbs/56_generalise.ipynb #e5a37a79
 def _runs(cfg, out, progress): # -> the trainings of a configuration
     kw = dict(every=cfg.every, progress=progress) | (dict(epochs=cfg.epochs) if cfg.epochs else {}) | (dict(lr=cfg.lr) if cfg.lr else {})
     for seed in cfg.seeds:
@@ -656,6 +667,7 @@ def _tokenizer(name, revision=None):
     try: return AutoTokenizer.from_pretrained(name, revision=revision or 'main', trust_remote_code=False)
     except Exception as e: raise BadInput(f'the tokenizer of {name!r} could not be loaded: {reason(e)}') from e # transformers raises many kinds
 
+# %% ../nbs/56_generalise.ipynb #46bd46f0
 def run_generalise(cfg:GeneraliseConfig, out, progress:bool=True): # out: a folder; what was trained there is gone on with
     "Train and follow: track.csv, dates.csv, generalise.html and config.json in `out`, beside the checkpoints. Returns the measures at the end, means over seeds."
     out = out_dir(out); write_json(out/'config.json', redacted(asdict(cfg)))

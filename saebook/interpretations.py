@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['EXPLAINERS', 'SCORERS', 'InterpretConfig', 'coders_of', 'cache_features', 'run_interpret']
 
-# %% ../nbs/58_interpretations.ipynb #8b4ea252
+# %% ../nbs/58_interpretations.ipynb #2f796ece
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from . import cache, sites, views
-from .autointerp import LogitEffect, TokenStatistics, interpret, living, plot_scores
+from .autointerp import LogitEffect, TokenStatistics, _medians_html, interpret, living, plot_scores
 from .cache import FeatureCache
 from .core import BadInput, atomic, check_numbers, digest, esc, html_page, one_of, out_dir, redacted, write_json
 from .feedforward import feedforwards
@@ -26,7 +26,7 @@ from .sites import Site
 from .train import hookpoints
 from .world import World, load_taught
 
-# %% ../nbs/58_interpretations.ipynb #5a0a1020
+# %% ../nbs/58_interpretations.ipynb #674b21fa
 EXPLAINERS = 'tokens', 'pairs', 'logits', 'chat', 'contrastive', 'labels'
 SCORERS = dict(detection=LexicalDetection, fuzzing=LexicalFuzzing, simulation=Simulation, embedding=EmbeddingDetection, logits=LogitEffect,
                **{k: 'chat' for k in ('chat_detection', 'chat_fuzzing', 'chat_simulation', 'intruder', 'surprisal')})
@@ -38,7 +38,7 @@ class InterpretConfig:
     text:str|None = None     # what `lm.read_texts` takes; None: the documents of the small world
     key:str = 'text'         # its column of texts
     context:int = 128        # tokens a row
-    tokens:int = 500_000     # about so many are read
+    n_tokens:int = 500_000   # about so many are read
     coders:list = field(default_factory=list) # SAEs and transcoders: folders or files that `load_sae` reads, or folders of such
     units:list = field(default_factory=list)  # modules whose output units are features: paths, or patterns such as "gpt_neox.layers.*.mlp.act"
     units_k:int = 16         # so many of them at a token, the strongest
@@ -57,7 +57,7 @@ class InterpretConfig:
     seed:int = 0
 
     def __post_init__(self):
-        check_numbers(self, ('context', 'tokens', 'units_k', 'features', 'least', 'length', 'n_train', 'n_test'))
+        check_numbers(self, ('context', 'n_tokens', 'units_k', 'features', 'least', 'length', 'n_train', 'n_test'))
         one_of('explainer', self.explainer, EXPLAINERS); one_of('kind of negatives', self.negatives, NEGATIVES); one_of('choice', self.explained_by, CHOICES)
         for k in ('coders', 'units', 'caches', 'scorers'):
             if isinstance(v := getattr(self, k), str): setattr(self, k, [v])
@@ -71,7 +71,7 @@ class InterpretConfig:
     @property
     def chats(self): "What of it needs a language model."; return [self.explainer]*(self.explainer in ('chat', 'contrastive')) + [s for s in self.scorers if SCORERS[s] == 'chat']
 
-# %% ../nbs/58_interpretations.ipynb #73659ff3
+# %% ../nbs/58_interpretations.ipynb #e53885d2
 def _folders(path): # a folder or file of a coder, or a folder of such -> [paths]
     path = Path(path)
     if not path.is_dir(): return [path] # a file, a name on the hub, or nothing, which `load_sae` tells
@@ -100,17 +100,17 @@ def coders_of(model, cfg:InterpretConfig): # loaded
         own = {m: k for k, m in sites.unwrap(model).named_modules()}
         out += [(own[b], 'block', b.coder(), Site(own[b], 'input')) for b in blocks.values()]
     names = [n for n, *_ in out]
-    named = {n if names.count(n) == 1 else f'{n}-{of}' if of != n else f'{n}-{i}': (coder, site) for i, (n, of, coder, site) in enumerate(out)}
+    named = {n if names.count(n) == 1 or of == n else f'{n}-{of}': (coder, site) for n, of, coder, site in out}
     if len(named) < len(out): raise BadInput('two of the coders have the same module and folder name: rename a folder')
     return named
 
-# %% ../nbs/58_interpretations.ipynb #56061daa
+# %% ../nbs/58_interpretations.ipynb #1613fb37
 def _model(cfg): return load_taught('base') if cfg.model is None else sites.load_model(cfg.model)
 
 def _contexts(cfg, tok):
-    texts = World(0).documents(max(200, cfg.tokens//30), 'train').text.tolist() if cfg.text is None else read_texts(cfg.text, cfg.key)
+    texts = World(0).documents(max(200, cfg.n_tokens//30), 'train').text.tolist() if cfg.text is None else read_texts(cfg.text, cfg.key)
     ctx = cache.contexts(tok, texts, cfg.context)
-    return ctx[:max(2, int((ctx.use.sum(1).cumsum(0) <= cfg.tokens).sum()))]
+    return ctx[:max(2, int((ctx.use.sum(1).cumsum(0) <= cfg.n_tokens).sum()))]
 
 def _given(cfg, out): # features that were read before -> {name: `FeatureCache`}
     found = {}
@@ -173,13 +173,14 @@ def run_interpret(cfg:InterpretConfig, out, progress:bool=True): # a folder
         reports[name].to_html(at/f'{name}.html', f'What the features of {name} mean')
     return _told(reports, at, cfg)
 
-# %% ../nbs/58_interpretations.ipynb #30a57f1d
+# %% ../nbs/58_interpretations.ipynb #5aa6289c
 def _told(reports, at, cfg): # {module: `Interpretation`}, a folder -> the medians
     frame = pd.concat({k: r.frame for k, r in reports.items()}, names=['module']).reset_index('module')
     medians = pd.concat({k: r.summary() for k, r in reports.items()}, names=['module']).reset_index('module')
     with atomic(at/'scores.csv') as tmp: frame.to_csv(tmp, index=False)
-    formats = {c: '{:.3f}' for c in medians if medians[c].dtype == float} | dict(better='{:.0%}', module=lambda m: f'<a href="{esc(m)}.html">{esc(m)}</a>')
+    shown = _medians_html(medians, module=lambda m: f'<a href="{esc(m)}.html">{esc(m)}</a>')
     pictures = ''.join(f'<figure>{views.svg(plot_scores(reports, k))}<figcaption>{esc(k)}. A dot a feature. Blue: its own explanation; grey: another feature’s. Upright lines are medians, bars their 95 % intervals.</figcaption></figure>' for k in cfg.scorers)
-    lead = f'<p class="soft">{esc(cfg.explainer)} explain; {len(reports)} module{"s" if len(reports) > 1 else ""}, up to {cfg.features} features each, nobody picked them; {esc(str(cfg.text or "the built-in world"))}</p>'
-    with atomic(at/'index.html') as tmp: tmp.write_text(html_page('What the features mean', f'<div class="wide">{views.table(medians, formats)}</div>{pictures}', 'figure { margin: 1rem 0; } figcaption { font-size: .85rem; color: var(--soft); }', lead), encoding='utf-8')
+    lead = f'<p class="soft">{esc(cfg.explainer)} explain; {len(reports)} module{"s" if len(reports) > 1 else ""}, up to {cfg.features} features each, nobody picked them; {esc(Path(cfg.text).name if cfg.text else "the built-in world")}</p>'
+    with atomic(at/'index.html') as tmp: tmp.write_text(html_page('What the features mean', f'<div class="wide">{shown}</div>{pictures}', 'figure { margin: 1rem 0; } figcaption { font-size: .85rem; color: var(--soft); }', lead), encoding='utf-8')
+    medians.attrs['page'] = str(at/'index.html') # for who runs it from a shell
     return medians

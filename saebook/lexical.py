@@ -93,7 +93,7 @@ class TokenStatistics:
         if self.context: rows = self._with_pairs(s, rows, ids, before, v)
         return Explanation(self._sentence(s, rows, mean, tok, before, v, p), _table(*rows), self._meta(s, before, v, p))
 
-# %% ../nbs/53_lexical.ipynb #7bda8363
+# %% ../nbs/53_lexical.ipynb #08bf49be
 @patch
 def _with_pairs(self:TokenStatistics, s, rows, ids, before, v):
     tok, _, _, mean, n = rows
@@ -122,7 +122,10 @@ def _sentence(self:TokenStatistics, s, rows, mean, tok, before, v, p):
     name = lambda i: '(beginning)' if i < 0 else f'“{piece(s.tokenizer, int(i))}”' if s.tokenizer is not None else f'token {i}'
     ids, bef, weight = rows[:3]
     order = [i for i in np.argsort(-weight, kind='stable')[:self.said] if weight[i] > .02*weight.max()]
-    text = 'Fires on ' + ', '.join((f'{name(ids[i])} after {name(bef[i])}' if bef[i] >= 0 else name(ids[i])) for i in order)
+    of = {} # token -> what stands before it; a token alone stands for any other
+    for i in order: of.setdefault(ids[i], []).append(bef[i])
+    after = lambda bs: f" {'(mostly ' if -1 in bs else ''}after {' or '.join(name(b) for b in bs if b >= 0)}{')' if -1 in bs else ''}" if max(bs) >= 0 else ''
+    text = 'Fires on ' + ', '.join(name(i) + after(bs) for i, bs in of.items())
     if s.tokenizer is not None and (affix := _commonest([piece(s.tokenizer, int(i)) for i in tok[:30]], mean[:30])): text += f'; mostly words {affix}'
     m = self._meta(s, before, v, p)
     if not self.context and m['previous'][0][1] >= .5 and len(set(before.tolist())) > 1: text += f'; mostly after {name(m["previous"][0][0])}'

@@ -608,10 +608,11 @@ def test_a_model_is_loaded_as_it_was_saved(shared, tmp_path, kind, causal):
 
 def test_a_model_that_lacks_weights_is_refused(tmp_path): # transformers would make them up, with a warning
     from safetensors.torch import load_file, save_file
+    from saebook.sites import load_model
     from saebook.world import load_taught
     model, tok = load_taught('base')
     model.save_pretrained(tmp_path); tok.save_pretrained(tmp_path)
     f = tmp_path/'model.safetensors'; w = load_file(f)
     save_file({k: v for k, v in w.items() if 'embed_out' not in k and 'lm_head' not in k}, f, dict(format='pt'))
-    with pytest.raises(BadInput, match='has no weights .*which would be random'): sites.load_model(tmp_path)
-    sites.load_model(tmp_path, causal=False) # the bare model needs none
+    with pytest.raises(BadInput, match='has no weights .*which would be random'): load_model(tmp_path)
+    load_model(tmp_path, causal=False) # the bare model needs none

@@ -250,10 +250,15 @@ def test_every_panel_is_drawn():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 1, 2])
-def test_a_small_transformer_groks_addition_and_does_not_without_decay(seed):
-    decayed, not_decayed = (g.run_grokking(p=31, frac=.7, width=64, heads=4, lr=3e-3, weight_decay=w, epochs=e, seed=seed, every=100) for w, e in ((1., 1000), (0., 1500)))
+def test_a_small_transformer_groks_addition_and_not_without_decay_nor_sums_dealt_at_random(seed):
+    decayed, not_decayed, dealt = (g.run_grokking(p=31, frac=.7, width=64, heads=4, lr=3e-3, epochs=e, seed=seed, **kw) for e, kw in ((1000, dict(weight_decay=1.)), (1500, dict(weight_decay=0.)), (1000, dict(weight_decay=1., op='?'))))
     assert decayed.reached(.99, 'train') <= 150 and decayed.reached(.95) <= 1000
     assert not_decayed.reached(.99, 'train') <= 150 and not_decayed.history[not_decayed.history.side == 'test'].accuracy.max() < .8
     assert not_decayed.history[not_decayed.history.side == 'unseen'].accuracy.max() < .2 # what it has right are mirror images of rows it learnt
-    f = decayed.track(['accuracy', 'parameter_norm', 'gini'])
-    assert np.isfinite(g.dates(f, 'unseen', since=100).set_index('measure').settled['parameter_norm'])
+    assert dealt.reached(.99, 'train') <= 150 and dealt.history[dealt.history.side == 'test'].accuracy.max() < .1 # decay, and nothing to understand
+    f = [r.track(['accuracy', 'parameter_norm', 'gini', 'effective_rank']) for r in (decayed, not_decayed, dealt)]
+    when = g.dates(f[0][f[0].side != 'test'], 'unseen', since=100).set_index(['side', 'measure'])
+    assert decayed.reached(.4, 'unseen') - 50 <= when.generalised.iloc[0] <= decayed.reached(.6, 'unseen') + 50 and np.isfinite(when.settled['weights', 'parameter_norm'])
+    assert 0 < when.lag['train', 'effective_rank'] < when.lag['train', 'gini'] # as the network goes on tidying up
+    rank = [t[(t.step == 1000) & (t.side == 'train') & (t.measure == 'effective_rank')].value.item() for t in f]
+    assert rank[0] < .6*min(rank[1:])

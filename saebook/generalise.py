@@ -8,12 +8,13 @@ __all__ = ['WEIGHTS', 'MEASURES', 'OPERATIONS', 'IMAGE_KINDS', 'parameter_norm',
            'Run', 'modular_data', 'ModularTransformer', 'run_grokking', 'image_data', 'run_digits', 'GeneraliseConfig',
            'run_generalise']
 
-# %% ../nbs/56_generalise.ipynb #b9bceacd
+# %% ../nbs/56_generalise.ipynb #b1ffd91b
 import fnmatch, math, re
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -241,7 +242,7 @@ def _dictionary(h, seed, n=None, k=8, steps=300, batch=256, lr=2e-3, **kw): # n:
     train.train_sae(sae, h, train.TrainConfig(steps=steps, batch=min(batch, len(h)), lr=lr, warmup=steps//10, dead_after=50*batch, seed=seed, **kw), progress=False)
     return sae.eval()
 
-# %% ../nbs/56_generalise.ipynb #66ec6f00
+# %% ../nbs/56_generalise.ipynb #6ace4368
 def _steps(given): # -> [(step, checkpoint)] in order
     if isinstance(given, (str, Path)):
         path = Path(given)
@@ -253,7 +254,7 @@ def _steps(given): # -> [(step, checkpoint)] in order
         given = named
     if not given: raise BadInput('no checkpoints were given: give a dict {step: checkpoint}, a list, or the folder of a training')
     for k in given:
-        if isinstance(k, bool) or not isinstance(k, (int, float)): raise BadInput(f'a checkpoint was called {k!r}: give numbers of steps')
+        if isinstance(k, bool) or not isinstance(k, Real): raise BadInput(f'a checkpoint was called {k!r}: give numbers of steps')
     return sorted(given.items())
 
 def _step(c, i): # the last number in a name, or else its place

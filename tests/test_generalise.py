@@ -124,6 +124,14 @@ def test_the_models_that_a_training_kept_are_followed(tmp_path):
     folder = tmp_path/'checkpoints/step-000010'
     assert g.track(None, [folder], dict(test=r.valid), 'loss').value.item() == m.loc['test', 'loss'][10]
     with pytest.raises(BadInput, match='could not be loaded'): g.track(None, ['nobody/nothing@step7'], dict(test=r.valid), 'loss')
+    whole = g.Look(r.model, 0, 'test', r.valid, None, at); few = g.Look(r.model, 0, 'test', r.valid, None, at, batch=40) # tokens: a row at a time
+    torch.testing.assert_close(few.h, whole.h, atol=1e-5, rtol=1e-4)
+    cfg = g.GeneraliseConfig(experiment='checkpoints', checkpoints=[str(tmp_path)], context=32, texts=20, sae_steps=10)
+    end = g.run_generalise(cfg, tmp_path.parent/'followed', progress=False)
+    assert set(end.side) == {'weights', 'text'} and {'loss', 'sae: FVU', 'change_rank'} <= set(end.measure) and np.isfinite(end.iloc[:, 2]).all()
+    assert pd.read_csv(tmp_path.parent/'followed/track.csv').step.unique().tolist() == [10, 20]
+    one = g.run_generalise(g.GeneraliseConfig(experiment='checkpoints', checkpoints=[str(folder)], measures=['loss'], context=32, texts=20), tmp_path.parent/'one', progress=False)
+    assert set(one.measure) == {'loss', 'accuracy'} # of a single moment: measures, and no dates
 
 def test_pictures_and_sequences_at_a_site():
     "Channels of a picture and positions of a sequence are instances; classes are judged on their mean."
@@ -135,6 +143,18 @@ def test_pictures_and_sequences_at_a_site():
     assert g.pgdl_score(conv, x, y, Site('0')) == pytest.approx(l.apart*(1 - l.mixed))
     f = g.track(lambda: conv, [conv.state_dict()], dict(train=(x, y)), ['pgdl'], Site('0'))
     assert f.value.item() == pytest.approx(l.apart*(1 - l.mixed))
+
+def test_a_look_has_the_covariance_of_its_activations_and_says_what_cannot_be_had():
+    torch.manual_seed(0)
+    x = torch.randn(300, 6) @ torch.randn(6, 6) + 5
+    l = g.Look(nn.Sequential(nn.Identity(), nn.Linear(6, 3)), 0, 'train', x, torch.arange(300) % 3, Site('0'))
+    torch.testing.assert_close(l.variances, torch.linalg.eigvalsh(torch.cov(x.double().T, correction=0)).flip(0))
+    assert g.MEASURES['effective_rank'](l) == pytest.approx(metrics.effective_rank(x - x.mean(0)).item(), rel=1e-4)
+    assert g.MEASURES['variance'](l) == pytest.approx(x.double().var(0, correction=0).sum().item())
+    line = torch.arange(8.)[:, None]*torch.ones(1, 6) # one dimension: an effective rank of 1
+    assert g.MEASURES['effective_rank'](g.Look(l.model, 0, 'train', line, torch.arange(8) % 2, Site('0'))) == pytest.approx(1, abs=1e-4)
+    each = g.Look(l.model, 0, 'unseen', x[:3], torch.arange(3), Site('0')); same = g.Look(l.model, 0, 'unseen', x[:3], torch.zeros(3).long(), Site('0'))
+    assert math.isnan(each.apart) and math.isnan(each.mixed) and math.isnan(same.apart) and 0 <= same.mixed <= 1
 
 def test_dictionaries_are_trained_on_one_side_and_judged_on_every():
     torch.manual_seed(0)
@@ -196,11 +216,16 @@ def test_pictures_from_a_users_arrays(tmp_path):
     d = g.image_data(tmp_path/'own.npz'); assert d['train'][0].max() <= 1 and len(d['test'][1]) == 30
     r = g.run_digits(source=tmp_path/'folder', epochs=30, every=10, lr=1e-2, batch=16)
     assert r.history[r.history.side == 'test'].accuracy.iloc[-1] > .9 and len(r.checkpoints) == 4
+    with pytest.raises(FloatingPointError, match='after epoch 10: lower lr'): g.run_digits(source=tmp_path/'folder', epochs=30, lr=1e30)
     np.save(tmp_path/'folder/y_train.npy', np.array([{}]*90)) # would need pickle
     with pytest.raises(BadInput, match='could not be read'): g.image_data(tmp_path/'folder')
     for source, match in ((tmp_path, 'x_train and y_train are needed'), (tmp_path/'none.npz', 'could not be read')):
         with pytest.raises(BadInput, match=match): g.image_data(source)
     with pytest.raises(BadInput, match='one of each'): g.image_data(kind='few', rows=5)
+    np.savez(tmp_path/'alone.npz', x_train=x, y_train=y, x_test=x)
+    with pytest.raises(BadInput, match='without y_test'): g.image_data(tmp_path/'alone.npz')
+    np.savez(tmp_path/'below.npz', x_train=x, y_train=y.astype(int) - 1)
+    with pytest.raises(BadInput, match='below 0'): g.image_data(tmp_path/'below.npz')
 
 def test_a_vision_transformer_is_followed_as_well():
     from transformers import ViTConfig, ViTForImageClassification
@@ -225,10 +250,15 @@ def test_every_panel_is_drawn():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 1, 2])
-def test_a_small_transformer_groks_addition_and_does_not_without_decay(seed):
-    decayed, not_decayed = (g.run_grokking(p=31, frac=.7, width=64, heads=4, lr=3e-3, weight_decay=w, epochs=e, seed=seed, every=100) for w, e in ((1., 1000), (0., 1500)))
+def test_a_small_transformer_groks_addition_and_not_without_decay_nor_sums_dealt_at_random(seed):
+    decayed, not_decayed, dealt = (g.run_grokking(p=31, frac=.7, width=64, heads=4, lr=3e-3, epochs=e, seed=seed, **kw) for e, kw in ((1000, dict(weight_decay=1.)), (1500, dict(weight_decay=0.)), (1000, dict(weight_decay=1., op='?'))))
     assert decayed.reached(.99, 'train') <= 150 and decayed.reached(.95) <= 1000
     assert not_decayed.reached(.99, 'train') <= 150 and not_decayed.history[not_decayed.history.side == 'test'].accuracy.max() < .8
     assert not_decayed.history[not_decayed.history.side == 'unseen'].accuracy.max() < .2 # what it has right are mirror images of rows it learnt
-    f = decayed.track(['accuracy', 'parameter_norm', 'gini'])
-    assert np.isfinite(g.dates(f, 'unseen', since=100).set_index('measure').settled['parameter_norm'])
+    assert dealt.reached(.99, 'train') <= 150 and dealt.history[dealt.history.side == 'test'].accuracy.max() < .1 # decay, and nothing to understand
+    f = [r.track(['accuracy', 'parameter_norm', 'gini', 'effective_rank']) for r in (decayed, not_decayed, dealt)]
+    when = g.dates(f[0][f[0].side != 'test'], 'unseen', since=100).set_index(['side', 'measure'])
+    assert decayed.reached(.4, 'unseen') - 50 <= when.generalised.iloc[0] <= decayed.reached(.6, 'unseen') + 50 and np.isfinite(when.settled['weights', 'parameter_norm'])
+    assert 0 < when.lag['train', 'effective_rank'] < when.lag['train', 'gini'] # as the network goes on tidying up
+    rank = [t[(t.step == 1000) & (t.side == 'train') & (t.measure == 'effective_rank')].value.item() for t in f]
+    assert rank[0] < .6*min(rank[1:])

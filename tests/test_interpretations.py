@@ -89,3 +89,28 @@ def test_what_cannot_be_used_is_told(home, tmp_path, kw, says):
 def test_a_coder_without_a_site(home, tmp_path):
     SAE(128, 64, k=8).save_pretrained(tmp_path/'s')
     with pytest.raises(BadInput, match='does not say which module'): coders_of(load_taught('base')[0], config(home, coders=[str(tmp_path/'s')]))
+
+def test_an_endpoint_explains_and_judges_and_is_paid_once(home, tmp_path, monkeypatch):
+    from serving import KEY, judge, serving
+    def says(asked): # explains by the word that is marked most, judges by quoted words
+        text = asked['messages'][-1]['content']
+        if '[EXPLANATION]' in text:
+            words = re.findall('<<(.*?)>>', text.split('Examples:\n')[1])
+            return f'[EXPLANATION]: The word "{max(sorted(set(words)), key=words.count)}".'
+        return str(judge(text)) if 'Examples:' in text else 'yes'
+    monkeypatch.setenv('A_KEY', KEY)
+    mood = lambda h, n, asked: h.send(500, b'oops') if n % 9 == 5 else None
+    with serving(mood, says) as (server, url):
+        cfg = config(home, coders=[str(home/'coders'/'second')], features=3, explainer='chat', scorers=['chat_detection', 'detection'], generator=url, generator_model='reader', key_env='A_KEY')
+        monkeypatch.setattr('saebook.generators.time.sleep', lambda s: None)
+        m = run_interpret(cfg, tmp_path/'o', progress=False).set_index('scorer')
+        n, page = server.n, Path(m.attrs['page'])
+        assert m.features['chat_detection'] == 3 and m.failures['chat_detection'] == 0
+        assert m.without['detection'] == 3 # a text has no table
+        for f in page.parent.glob('*'): f.unlink() # what was answered is kept beside the features
+        again = run_interpret(cfg, tmp_path/'o', progress=False).set_index('scorer')
+        assert again.equals(m) and server.n == n + 1 # only: are you there?
+    assert all(KEY.encode() not in f.read_bytes() for f in (tmp_path/'o').rglob('*') if f.is_file())
+    monkeypatch.setenv('A_KEY', 'wrong')
+    with serving(lambda h, n, asked: h.send(401, b'{"error": {"message": "wrong key"}}')) as (server, url), pytest.raises(BadInput, match='401: wrong key'): run_interpret(config(home, units=['gpt_neox.layers.1'], scorers=['chat_detection'], generator=url, generator_model='r', key_env='A_KEY'), tmp_path/'p', progress=False)
+    assert not (tmp_path/'p').exists()

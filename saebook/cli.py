@@ -42,7 +42,34 @@ def _lm_options(sub): # what is not given is left to the configuration
         activation=(str, 'as of quickstart (default: topk)'), context=(int, 'tokens a row (default: 128)'), steps=(int, '(default: 2000)'), batch=(int, 'tokens a step (default: 1024)'), lr=(float, '(default: 0.002)'),
         seed=(int, '(default: 0)'), device=(str, 'cpu, cuda, ... (default: a GPU if there is one)'), quiet=(bool, 'no progress bars'))
 
-# %% ../nbs/90_cli.ipynb #2bcbfca0
+# %% ../nbs/90_cli.ipynb #48804fd2
+KINDS = dict(train=('saebook.lm', 'TransformerConfig', 'train_transformer'), ravel=('saebook.ravel', 'RavelConfig', 'run_ravel'), erase=('saebook.debias', 'EraseConfig', 'run_erase'), merge=('saebook.merge', 'MergeConfig', 'run_merge'),
+             classify=('saebook.classify', 'ClassifyConfig', 'run_classify'), transfer=('saebook.transfer', 'TransferConfig', 'run_transfer'), sparse=('saebook.sparse_transformer', 'SparseConfig', 'run_sparse'),
+             interpret=('saebook.interpretations', 'InterpretConfig', 'run_interpret'), generalise=('saebook.generalise', 'GeneraliseConfig', 'run_generalise')) # module, its configuration, what runs it
+
+def _interpret_options(sub): # what is not given is left to the configuration, or to what was read before
+    for name, help in (('cache-features', 'read the features of SAEs, transcoders, hidden units or sparse blocks on a text, once'), ('interpret', 'explain features and score the explanations, beside those of other features; reads what was not read yet')):
+        p = sub.add_parser(name, help=help, argument_default=argparse.SUPPRESS)
+        p.add_argument('out', metavar='FOLDER', help='for the features and what is found; what is there already is used' + (', also the options it was read with' if name == 'interpret' else ''))
+        p.add_argument('--model', metavar='DIR', help='a model folder or hub name (default: the world\'s base model)')
+        p.add_argument('--text', metavar='FILE', help='a text file, a table, a folder, or a data set\'s name on the hub (default: the built-in world)')
+        p.add_argument('--text-key', dest='key', metavar='NAME', help='column of texts of a data set (default: text)')
+        p.add_argument('--coders', nargs='+', metavar='DIR', help='SAEs or transcoders of any format, or folders of them, as train-sae leaves them')
+        p.add_argument('--units', nargs='+', metavar='PATTERN', help='modules whose output units are features, such as "gpt_neox.layers.*.mlp.act"')
+        p.add_argument('--feedforward', action='store_true', help='the units of the model\'s sparse feed-forward blocks')
+        p.add_argument('--caches', nargs='+', metavar='DIR', help='features that were read before, also by delphi')
+        for k, v, what in (('context', 128, 'tokens a row'), ('tokens', 500_000, 'about so many are read'), ('units-k', 16, 'so many units at a token, the strongest')): p.add_argument(f'--{k}', type=int, metavar='N', help=f'{what} (default: {v})', **(dict(dest='n_tokens') if k == 'tokens' else {}))
+        p.add_argument('--quiet', action='store_true', help='no progress bars')
+    for k, v, what in (('features', 100, 'of each module, drawn by chance'), ('least', 50, 'from those that fire at so many tokens'), ('length', 32, 'tokens a window'), ('n-train', 40, 'windows to explain from'), ('n-test', 50, 'windows to judge by'), ('seed', 0, 'of all that is drawn')): p.add_argument(f'--{k}', type=int, metavar='N', help=f'{what} (default: {v})')
+    p.add_argument('--explainer', metavar='NAME', help='tokens, pairs, logits, chat, contrastive or labels (default: tokens)')
+    p.add_argument('--scorers', nargs='+', metavar='NAME', help='detection, fuzzing, simulation, embedding, logits, chat_detection, chat_fuzzing, chat_simulation, intruder, surprisal (default: the first three)')
+    p.add_argument('--negatives', metavar='NAME', help='silent windows: random, similar or cooccurring (default: random)')
+    p.add_argument('--generator', metavar='DIR', help='the language model that explains or reads: a folder, a hub name, or an address such as https://api.example.org/v1')
+    p.add_argument('--generator-model', metavar='NAME', help='its name at the address')
+    p.add_argument('--key-env', metavar='NAME', help='environment variable that holds the key (default: SAEBOOK_API_KEY)')
+    p.add_argument('--labels', metavar='FILE', help='of --explainer labels')
+
+# %% ../nbs/90_cli.ipynb #973d7cc9
 def _parser():
     p = argparse.ArgumentParser(prog='saebook', description='Work with the features of neural networks.')
     p.add_argument('--version', action='version', version=f'saebook {saebook.__version__}')
@@ -62,8 +89,9 @@ def _parser():
     q.add_argument('--device', metavar='NAME', help='cpu, cuda, ... (default: a GPU if there is one)')
     q.add_argument('--quiet', action='store_true', help='no progress bars')
     _lm_options(sub)
+    _interpret_options(sub)
     r = sub.add_parser('run', help='run an experiment from one YAML or JSON file; its key `kind` says which')
-    r.add_argument('config', metavar='CONFIG.yaml', help='kind: train, ravel, erase, merge, classify, transfer or sparse, and the fields of that experiment')
+    r.add_argument('config', metavar='CONFIG.yaml', help=f'kind: {", ".join(KINDS)}; and the fields of that experiment')
     r.add_argument('--out', metavar='DIR', help='folder for the results (default: runs/KIND-NAME, the name from the configuration); what is there already is gone on with')
     r.add_argument('--extract-only', action='store_true', help='classify: read the texts with the models, and stop')
     r.add_argument('--classify-only', action='store_true', help='classify: read nothing, use what is there')
@@ -74,14 +102,27 @@ def _parser():
     d.add_argument('--no-browser', dest='browser', action='store_false', help='do not open one')
     return p
 
-# %% ../nbs/90_cli.ipynb #92aedd67
+# %% ../nbs/90_cli.ipynb #f0532246
 def _quickstart(out, quiet, **kw):
     from saebook.quickstart import quickstart # torch and transformers are loaded when there is work for them
     result = quickstart(out=out, progress=not quiet, **kw)
     print(f"{result}\n\n{result.metrics['seconds']:.0f} seconds; open {result.out/'report.html'}")
 
-KINDS = dict(train=('saebook.lm', 'TransformerConfig', 'train_transformer'), ravel=('saebook.ravel', 'RavelConfig', 'run_ravel'), erase=('saebook.debias', 'EraseConfig', 'run_erase'), merge=('saebook.merge', 'MergeConfig', 'run_merge'),
-             classify=('saebook.classify', 'ClassifyConfig', 'run_classify'), transfer=('saebook.transfer', 'TransferConfig', 'run_transfer'), sparse=('saebook.sparse_transformer', 'SparseConfig', 'run_sparse')) # module, its configuration, what runs it
+def _cache_features(out, quiet=False, **kw):
+    from saebook.core import configured
+    from saebook.interpretations import InterpretConfig, cache_features
+    for name, c in cache_features(configured(InterpretConfig, kw), out, progress=not quiet).items(): print(f'{name}: {c}')
+    print(f"\nThe features are in {Path(out)/'features'}")
+
+def _interpret(out, quiet=False, **kw):
+    from saebook.core import configured, read_config
+    from saebook.interpretations import InterpretConfig, run_interpret
+    before = read_config(f) if (f := Path(out)/'config.json').is_file() else {}
+    _results(run_interpret(configured(InterpretConfig, before | kw), out, progress=not quiet), out)
+
+def _results(result, out): # out: unless the result names a page
+    shown = result.round(3).to_string(index=False) if hasattr(result, 'to_string') else result
+    print(f"{shown}\n\nThe results are in {getattr(result, 'attrs', {}).get('page', out)}")
 
 def _run(config, out, quiet, **only): # extract_only, classify_only
     from saebook.core import BadInput, configured, digest, one_of, read_config
@@ -93,9 +134,7 @@ def _run(config, out, quiet, **only): # extract_only, classify_only
     cfg = configured(getattr(module, cls), cfg)
     out = Path(out or Path(getattr(cfg, 'root', 'runs'))/f'{kind}-{digest(asdict(cfg))[:10]}')
     if kind == 'classify': only['told'] = functools.partial(print, flush=True)
-    result = getattr(module, run)(cfg, out, progress=not quiet, **only)
-    shown = result.round(3).to_string(index=False) if hasattr(result, 'to_string') else result
-    print(f'{shown}\n\nThe results are in {out}')
+    _results(getattr(module, run)(cfg, out, progress=not quiet, **only), out)
 
 def _train_transformer(out, quiet=False, **kw):
     from saebook.core import configured
@@ -123,11 +162,11 @@ def main(argv=None): # default: sys.argv
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     if not command: p.print_help(); return 2
     from saebook.core import BadInput # with torch, so only when there is work for it
-    try: return {'quickstart': _quickstart, 'train-transformer': _train_transformer, 'train-sae': _train_sae, 'run': _run, 'dashboard': _dashboard}[command](**args) or 0
+    try: return {'quickstart': _quickstart, 'train-transformer': _train_transformer, 'train-sae': _train_sae, 'cache-features': _cache_features, 'interpret': _interpret, 'run': _run, 'dashboard': _dashboard}[command](**args) or 0
     except (BadInput, FloatingPointError) as e: print(f'saebook: {e}', file=sys.stderr); return 2 # the latter: a training whose loss is no number any more
     except KeyboardInterrupt:
         sae = Path(args.get('out') or '')/'sae' # of quickstart
-        kept = {c: 'the same call goes on from here' for c in ('run', 'train-transformer', 'train-sae')} | dict(dashboard='the page is closed, the results are as they were')
+        kept = {c: 'the same call goes on from here' for c in ('run', 'train-transformer', 'train-sae', 'cache-features', 'interpret')} | dict(dashboard='the page is closed, the results are as they were')
         kept = kept.get(command) or (f'the SAE as trained so far is in {sae}' if sae.is_dir() else 'nothing was finished')
         print(f"\nsaebook: interrupted; {kept}", file=sys.stderr); return 130
     return 0

@@ -330,7 +330,7 @@ for kind, (_, _, models) in FAMILIES.items():
     AutoConfig.register(f'sparse_{kind}', _CONFIGS[kind], exist_ok=True)
     for auto, cls in zip((AutoModel, AutoModelForCausalLM), models): auto.register(_CONFIGS[kind], _model_class(cls, kind), exist_ok=True)
 
-# %% ../nbs/48_feedforward.ipynb #e423b9b6
+# %% ../nbs/48_feedforward.ipynb #d19ee8fb
 def feedforwards(model):
     "The sparse feed-forward blocks of a model: {layer: `SparseFeedForward`}."
     model = sites.unwrap(model)
@@ -360,6 +360,7 @@ def sparsify_feedforward(model, # a GPT-NeoX, GPT-Neo, GPT-2 or Llama model of t
     with seeded(seed): new = {id(stack[l].mlp): _block(model, l, spec) for l in layers}
     sparse = copy.deepcopy(model, {id(model.config): config, **new}) # in the copy the blocks stand where the MLPs stood, and whoever knows the configuration knows the new one
     sparse.__class__ = _model_class(type(model), kind)
+    vars(sparse).pop('_weight_conversions', None) # how a file of the dense model was read; one of the sparse model has the names of its weights as they are
     return sparse
 
 # %% ../nbs/48_feedforward.ipynb #1d0ee962

@@ -438,7 +438,7 @@ def _told(name):
     if not (isinstance(module, str) and module.isidentifier() and importlib.util.find_spec(f'saebook.{module}')): raise BadInput(f"{str(name)!r} was made by {module!r}, which is no module of this release of saebook: load it with the release that saved it")
     importlib.import_module(f'saebook.{module}')
 
-# %% ../nbs/01_sites.ipynb #77395b87
+# %% ../nbs/01_sites.ipynb #ab818a60
 def load_model(name,                # a folder, or a name on the hub
                dtype=torch.float32, # of the weights
                causal:bool|None=True): # with a next-token head, or the bare model; None: whichever was saved
@@ -450,7 +450,8 @@ def load_model(name,                # a folder, or a name on the hub
         _told(name)
         if causal is None: causal = any(re.search('ForCausalLM|LMHeadModel', a) for a in tf.AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [])
         kind = tf.AutoModelForCausalLM if causal else tf.AutoModel
-        model = _quietly(lambda: kind.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False))
+        model, found = _quietly(lambda: kind.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True))
+        if lost := sorted(k for k in found['missing_keys'] if 'pooler' not in k): raise BadInput(f"{str(name)!r} has no weights {lost[0]!r}{f' and {len(lost) - 1} others' if lost[1:] else ''}, which would be random: give a folder that save_pretrained wrote whole{', or a model with a language head' if causal else ''}") # transformers only warns; a bare model needs no pooler
         tokenizer = tf.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except BadInput: raise
     except Exception as e: # transformers raises many kinds, often over several lines

@@ -2,8 +2,8 @@
 import numpy as np, pytest, torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from saebook import autointerp, sites
-from saebook.autointerp import (EmbeddingDetection, Explanation, Interpretation, LexicalDetection, LexicalFuzzing, LogitEffect, Records, Simulation, TokenStatistics, fuzzed, interpret, living, look_up)
+from saebook import lexical, records, sites
+from saebook.autointerp import EmbeddingDetection, Explanation, Interpretation, LexicalDetection, LexicalFuzzing, LogitEffect, Records, Simulation, TokenStatistics, interpret, living
 from saebook.cache import Contexts, FeatureCache, activations, contexts, read_documents
 from saebook.codes import pack
 from saebook.core import BadInput
@@ -55,7 +55,7 @@ def test_windows_hold_the_activations_of_the_model_and_texts_are_on_one_side(cac
 def test_too_few_windows_are_fewer_and_counted(cache_):
     r = Records(cache_, length=12)[2] # fires in every window
     assert r.train.active.all() and r.short == dict(train=[0, 40], test=[0, 50])
-    s = LexicalDetection().score(r, Explanation('x', autointerp._table([3], [-1], [1.], [1.], [1])))
+    s = LexicalDetection().score(r, Explanation('x', lexical._table([3], [-1], [1.], [1.], [1])))
     assert np.isnan(s.score) and 'every window' in s.more['why']
     none = Records(cache_, length=12)[3]
     assert none.short['test'][0] == 50 and not none.test.active.any() and TokenStatistics().explain(none).meta['failed']
@@ -64,15 +64,15 @@ def test_a_neuron_counts_on_its_positive_side(cache_):
     e = TokenStatistics().explain(Records(cache_, length=12)[4])
     assert e.weights['id'] == [11]
 
-@pytest.mark.parametrize('by', autointerp.CHOICES)
+@pytest.mark.parametrize('by', records.CHOICES)
 def test_choices(by):
     best, rng = np.random.default_rng(0).random(1003), np.random.default_rng(1)
-    at, q = autointerp._choose(best, 50, by, 10, rng)
+    at, q = records._choose(best, 50, by, 10, rng)
     assert len(set(at)) == 50 and (np.diff(best[at]) <= 0).all()
     rank = (-best).argsort().argsort()[at]
     if by == 'top': assert rank.max() == 49
     if by == 'quantile': assert (np.bincount(q, minlength=10) == 5).all() and (abs(rank/1003*10 - q - .5) < .52).all()
-    assert sorted(autointerp._choose(best[:7], 50, by, 10, rng)[0]) == list(range(7))
+    assert sorted(records._choose(best[:7], 50, by, 10, rng)[0]) == list(range(7))
 
 def test_a_planted_token_and_a_planted_pair(cache_):
     rec = Records(cache_, length=12)
@@ -96,10 +96,10 @@ def test_hard_negatives_are_windows_of_neighbours(cache_):
 
 def test_look_up_by_hand(cache_):
     ex = Records(cache_, length=12)[0].test
-    t = autointerp._table([7, 9, 9], [-1, -1, 4], [1., 2., 3.], [.1, .2, .3], [1, 1, 1])
+    t = lexical._table([7, 9, 9], [-1, -1, 4], [1., 2., 3.], [.1, .2, .3], [1, 1, 1])
     by_hand = np.where(ex.ids == 7, 1, np.where(ex.ids == 9, np.where(ex.previous == 4, 3, 2), 0))*ex.use
-    assert np.array_equal(look_up(t, ex), by_hand) and not look_up(autointerp._table(*[[]]*5), ex).any()
-    with pytest.raises(BadInput, match='no table of weights'): look_up(None, ex)
+    assert np.array_equal(lexical.look_up(t, ex), by_hand) and not lexical.look_up(lexical._table(*[[]]*5), ex).any()
+    with pytest.raises(BadInput, match='no table of weights'): lexical.look_up(None, ex)
 
 def test_the_table_is_counted_on_one_side_alone(cache_):
     rec = Records(cache_, length=12); ctx = cache_.contexts()
@@ -109,7 +109,7 @@ def test_the_table_is_counted_on_one_side_alone(cache_):
     assert sum(e.weights['n']) == int(on.sum()) and e.weights['id'][i] == 9 and e.weights['mean'][i] < .1
 
 def test_fuzzing_marks_as_many_and_counts_who_cannot_be_marked(cache_):
-    ex, marks, right = fuzzed(Records(cache_, length=12)[1].test)
+    ex, marks, right = records.fuzzed(Records(cache_, length=12)[1].test)
     assert abs(int(right.sum()) - int((~right).sum())) <= 1 and (marks.sum(1) > 0).all() and (ex.acts[right][marks[right]] > 0).all() and (ex.acts[~right][marks[~right]] == 0).all()
 
 def test_simulation_is_pearson_and_wrong_lengths_are_failures(cache_):

@@ -111,6 +111,16 @@ with torch.no_grad(): torch.save(model(torch.load(sys.argv[2])).logits, sys.argv
 print(type(model).__name__, len(tok))
 """
 
+def test_a_model_that_was_loaded_is_saved_whole_with_its_head(tmp_path): # transformers keeps how the file of the dense model was read, and would write by it
+    from saebook.world import load_taught
+    from saebook.sites import load_model
+    model, tok = load_taught('base')
+    sparse = sparsify_feedforward(model, FeedForwardSpec('topk', 2, 4), [1])
+    sparse.save_pretrained(tmp_path); tok.save_pretrained(tmp_path)
+    again, _ = load_model(tmp_path)
+    ids = torch.arange(8)[None]
+    assert torch.equal(again(ids).logits, sparse.eval()(ids).logits)
+
 @pytest.mark.parametrize('family, kind', [('neox, sequential', 'topk'), ('llama', 'groupmax')])
 def test_a_fresh_process_opens_it_like_any_model_and_says_the_same(family, kind, tmp_path):
     tok = World(0).tokenizer()

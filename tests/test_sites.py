@@ -605,3 +605,13 @@ def test_a_model_is_loaded_as_it_was_saved(shared, tmp_path, kind, causal):
     small = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=512)
     (tf.BertModel(tf.BertConfig(**small)) if kind == 'bert' else tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=512))).save_pretrained(tmp_path)
     assert hasattr(load_model(tmp_path, causal=None)[0], 'lm_head') == causal
+
+def test_a_model_that_lacks_weights_is_refused(tmp_path): # transformers would make them up, with a warning
+    from safetensors.torch import load_file, save_file
+    from saebook.world import load_taught
+    model, tok = load_taught('base')
+    model.save_pretrained(tmp_path); tok.save_pretrained(tmp_path)
+    f = tmp_path/'model.safetensors'; w = load_file(f)
+    save_file({k: v for k, v in w.items() if 'embed_out' not in k and 'lm_head' not in k}, f, dict(format='pt'))
+    with pytest.raises(BadInput, match='has no weights .*which would be random'): sites.load_model(tmp_path)
+    sites.load_model(tmp_path, causal=False) # the bare model needs none

@@ -107,6 +107,7 @@ def test_an_endpoint_explains_and_judges_and_is_paid_once(home, tmp_path, monkey
         n, page = server.n, Path(m.attrs['page'])
         assert m.features['chat_detection'] == 3 and m.failures['chat_detection'] == 0
         assert m.without['detection'] == 3 # a text has no table
+        server.mood = lambda *a: None
         for f in page.parent.glob('*'): f.unlink() # what was answered is kept beside the features
         again = run_interpret(cfg, tmp_path/'o', progress=False).set_index('scorer')
         assert again.equals(m) and server.n == n + 1 # only: are you there?

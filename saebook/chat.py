@@ -23,7 +23,7 @@ from .generators import Completion, Generator, HFGenerator, HTTPGenerator, _whol
 from .lexical import Simulation
 from .records import Explanation, FeatureRecord, ScoreResult, _needs_text, fuzzed, told
 
-# %% ../nbs/54_chat.ipynb #54a0670d
+# %% ../nbs/54_chat.ipynb #6af7f9ab
 def _line(text): return re.sub(r'\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]', '↵', text).strip(' ')
 
 def _numbered(texts): return '\n'.join(f'{i}. {t}' for i, t in enumerate(texts, 1))
@@ -34,7 +34,9 @@ def _pieces(record, ex): # the text of each token of each window, '' for what is
 
 def _texts(record, ex):
     _needs_text(record.source)
-    return [_line(t) for t in ex.texts(record.source.tokenizer)]
+    return [_line(t) for t in _raw(record, ex)]
+
+def _raw(record, ex): return ex.texts(record.source.tokenizer) if len(ex) else [] # a tokenizer makes one text of no rows
 
 def _marked(pieces, marks): # -> one line, with << >> around marked tokens that stand side by side
     runs, late = [], False
@@ -71,7 +73,7 @@ def _config(self):
     "What tells it from another, without secrets: for the name of a run."
     return {k: v.about() if k == 'generator' else digest(v) if k == 'prompt' else v for k, v in vars(self).items() if k[0] != '_'}
 
-# %% ../nbs/54_chat.ipynb #0b4921e5
+# %% ../nbs/54_chat.ipynb #668b1cf2
 EXPLAIN = '''A feature of a language model is active at some tokens of a text and silent at all others. Below are texts in which it is active. The tokens at which it is active are marked <<like this>>, and behind each text stands how strongly it is active there, from 1 to 10.
 What do the marked tokens have in common, or what stands before them? Say in one sentence when the feature is active: name the words, the kind of words or the subject. Don't speak of marks or of examples.{think}
 Answer with [EXPLANATION]: and the sentence.
@@ -118,11 +120,11 @@ class ChatExplainer:
         c, = self.generator.complete([_chat(self.shown(record) + (f'\n\n{head}' if head else ''))], self.max_tokens)
         if c.error: return Explanation('', None, dict(failed=c.error))
         said, why = parse_explanation(head + c.text.split('\n')[0] if head else c.text)
-        return Explanation(said or '', None, dict(answer=c.text[:500]) | ({} if said else dict(failed=why)))
+        return Explanation(said or '', None, dict(answer=c.text.strip()[:500]) | ({} if said else dict(failed=why)))
 
 def _goes_on(g): return isinstance(g, HFGenerator) and g.render is None and not g.tokenizer.chat_template # a base model
 
-# %% ../nbs/54_chat.ipynb #4b40986e
+# %% ../nbs/54_chat.ipynb #e57b6df7
 DETECT = '''A feature of a language model is active in some texts. This is when it is active: {explanation}
 
 In which of the {n} texts below is it active? Answer with a list of {n} numbers in brackets and nothing else: for each text in turn 1 if it is active somewhere in it, 0 if not.
@@ -153,9 +155,9 @@ def _yes(o, record, explanation, texts): # -> of each text how much it is a yes,
             else: errors[i] = why
     return share, errors, 0
 
-def _judged(y, group, draws, share, errors, voted=0): # y: what is so, bool
+def _judged(y, group, draws, share, errors, voted=0, lost=0): # y: what is so, bool; lost: examples that could not even be asked about
     good = ~np.isnan(share)
-    r = told(share[good], SimpleNamespace(active=y[good], group=group[good]), .5, draws, int((~good).sum()))
+    r = told(share[good], SimpleNamespace(active=y[good], group=group[good]), .5, draws, int((~good).sum()) + lost)
     if voted: r.more['voted'] = voted
     return _with_reasons(r, errors)
 
@@ -182,7 +184,7 @@ class ChatDetection:
         ex = record.test
         return _judged(ex.active, ex.group, self.draws, *_yes(self, record, explanation, _texts(record, ex)))
 
-# %% ../nbs/54_chat.ipynb #6b2e36ed
+# %% ../nbs/54_chat.ipynb #be67ba82
 FUZZ = '''A feature of a language model is active at some tokens of a text. This is when it is active: {explanation}
 
 In each of the {n} texts below some tokens are marked <<like this>>. In which of them are the marked tokens those at which the feature is active? Answer with a list of {n} numbers in brackets and nothing else: for each text in turn 1 if they are, 0 if it should be others.
@@ -214,9 +216,7 @@ class ChatFuzzing:
         lost = int(record.test.active.sum()) - len(ex)
         if not right.any() or right.all(): return ScoreResult(math.nan, len(ex), lost, more=dict(why='fewer than two windows to mark'))
         share, errors, voted = _yes(self, record, explanation, [_marked(p, m) for p, m in zip(_pieces(record, ex), marks)])
-        r = _judged(right, ex.group, self.draws, share, errors + ['no token to mark wrongly']*lost, voted)
-        r.failures += lost
-        return r
+        return _judged(right, ex.group, self.draws, share, [*errors, *['no token to mark wrongly']*lost], voted, lost)
 
 # %% ../nbs/54_chat.ipynb #42a03e72
 INTRUDER = '''All but one of these {n} texts have something in common. Which one does not belong with the others? Answer with its number and nothing else.
@@ -257,7 +257,7 @@ class Intruder:
         self._last = record, _with_reasons(r, c.errors)
         return ScoreResult(**vars(r))
 
-# %% ../nbs/54_chat.ipynb #f767bbff
+# %% ../nbs/54_chat.ipynb #92257280
 SIMULATE = '''A feature of a language model is active at some tokens of a text. This is when it is active: {explanation}
 
 How strongly is it active at each of these {n} tokens? Answer with a list of {n} whole numbers in brackets and nothing else, one for each token: 0 where it is silent, up to 10 where it is as active as it can be.
@@ -293,14 +293,15 @@ class ChatSimulation:
 def _foretold(self:ChatSimulation, said, pieces): # -> a list of numbers or None a window, and why it is None
     if self.by == 'votes':
         got = self.generator.complete([_chat(_fill(self.prompt, explanation=said, n=len(p), tokens=json.dumps(list(p), ensure_ascii=False))) for p in pieces], self.max_tokens)
-        return zip(*[(None, c.error) if c.error else parse_votes(c.text, len(p), 10) for p, c in zip(pieces, got, strict=True)])
+        read = [(None, c.error) if c.error else parse_votes(c.text, len(p), 10) for p, c in zip(pieces, got, strict=True)]
+        return [row for row, _ in read], [why for _, why in read]
     shown = [_marked(p[:i + 1], np.arange(i + 1) == i) for p in pieces for i in range(len(p))]
     c = self.generator.choose([_chat(_fill(self.prompt, explanation=said, text=t)) for t in shown], list('0123456789'))
     end = np.cumsum([0, *map(len, pieces)])
     errors = [next((e for e in c.errors[a:b] if e), None) for a, b in zip(end, end[1:])]
     return [None if e else c.shares[a:b] @ np.arange(10) for a, b, e in zip(end, end[1:], errors)], errors
 
-# %% ../nbs/54_chat.ipynb #39f36998
+# %% ../nbs/54_chat.ipynb #f7af7638
 SURPRISE = 'Here is a text with the following in it: {explanation}\nText:'
 
 @dataclass
@@ -318,7 +319,7 @@ class Surprisal:
         "Judge the explanation's text. A window that is too long for the model together with it is a failure."
         _needs_text(record.source)
         ex, said = record.test, _said(explanation)
-        texts = [f' {t.lstrip()}' for t in ex.texts(record.source.tokenizer)]
+        texts = [f' {t.lstrip()}' for t in _raw(record, ex)]
         if said: (cost, errors), (bare, also) = (self._cost(_fill(self.prompt, explanation=s), texts) for s in (said, self.neutral))
         else: cost = bare = np.full(len(ex), math.nan); errors = also = ['the explanation is empty']*len(ex)
         saved = bare - cost; good = ~np.isnan(saved)

@@ -1,17 +1,17 @@
 "Explained and judged by a language model: a server that reads only what it is sent and misbehaves, `transformers serve`, a model taught to say yes and no; what formats, quotes, line breaks and long texts do."
-import json, math, re, signal, subprocess, sys, textwrap, threading, time
+import copy, json, math, re, signal, subprocess, sys, time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np, pytest, torch
 from serving import KEY, LLAMA, http, serving, transformers_serve, user
 
 from saebook import chat, sites
-from saebook.autointerp import ChatDetection, ChatExplainer, ChatFuzzing, ChatSimulation, Explanation, HFGenerator, Interpretation, Intruder, Records, RememberingGenerator, Simulation, Surprisal, interpret
+from saebook.autointerp import ChatDetection, ChatExplainer, ChatFuzzing, ChatSimulation, Explanation, HFGenerator, Interpretation, Intruder, Records, RememberingGenerator, Surprisal, interpret
 from saebook.core import BadInput
 from saebook.generators import Completion, _chosen
 from saebook.lm import new_lm, train_tokenizer
 from saebook.records import Examples, FeatureRecord, MEANINGS, known_features
+from saebook.world import World, words
 
 FOX, WEARS = MEANINGS.index('fox'), MEANINGS.index('wears')
 
@@ -248,6 +248,21 @@ def test_a_feature_without_two_kinds_of_windows_has_no_score(bytes_tok):
             if on and isinstance(s, (ChatFuzzing, ChatSimulation)): assert not math.isnan(got.score) # these need no silent windows
             else: assert math.isnan(got.score) and got.more['why'] and got.failures == 0
 
+def test_no_windows_are_no_score_and_no_question(bytes_tok):
+    r = window(bytes_tok, TEXTS); none = FeatureRecord(0, r.train, r.test[np.zeros(0, int)], 0, 0., {}, r.source)
+    for g in (Saying(says), HFGenerator(tiny(bytes_tok), bytes_tok)):
+        for s in (ChatDetection(g), ChatFuzzing(g), Intruder(g), ChatSimulation(g), *([Surprisal(g)] if isinstance(g, HFGenerator) else [])):
+            got = s.score(none, Explanation('x'))
+            assert math.isnan(got.score) and (got.n, got.failures) == (0, 0) and got.more['why'], s
+        assert g.counts['requests'] == 0 and not getattr(g, 'asked', [])
+
+def test_what_cannot_be_marked_wrongly_is_a_failure(bytes_tok):
+    r = window(bytes_tok, ['a fox', 'b', 'the fox', 'c', 'fox', 'd'], on=6) # a window of one token, at which it fires
+    got = ChatFuzzing(Saying(says), draws=0).score(r, Explanation('"x" "d"'))
+    assert got.n + got.failures == 6 and got.failures == got.more['failed']['no token to mark wrongly'] > 0
+    got = ChatFuzzing(Saying(lambda p: 'no')).score(r, Explanation('"x"'))
+    assert got.n == 0 and got.failures == 6 and got.more['why'].startswith('6 of 6 examples failed, most often: no list of marks')
+
 def test_two_windows_are_judged_as_a_hundred_are(bytes_tok):
     r = window(bytes_tok, ['a fox', 'a dog'])
     for s in (ChatDetection(Saying(says)), ChatDetection(Saying(says), batch=1), ChatSimulation(Saying(lambda p: [0]*(int(re.search(r'list of (\d+)', p)[1]) - 1) + [10*('x"' in p.split('Tokens')[1])]), draws=0)):
@@ -277,3 +292,111 @@ def test_mistakes_are_told_before_work(records, bytes_tok):
         with pytest.raises(BadInput, match=says_): f()
     a, b = ChatDetection(g), ChatDetection(g, prompt=chat.DETECT + ' ')
     assert a.config != b.config and a.config['by'] == 'votes' and json.dumps(a.config) and a.config['generator'] == dict(kind='Saying')
+
+# --- a model on this machine
+
+def tiny(tok, kind='neox', room=512):
+    "A random model."
+    torch.manual_seed(0)
+    if kind == 'neox': return new_lm(tok, 32, 2, 2, room, initializer_range=.5)
+    from transformers import LlamaConfig, LlamaForCausalLM
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=64, max_position_embeddings=room, initializer_range=.5, eos_token_id=tok.eos_token_id, bos_token_id=tok.bos_token_id)).eval()
+
+TEXTS = ['a fox ran', 'the fox', 'fox and dog', 'one dog', 'no cat here', 'the end']
+
+def test_a_local_model_is_asked_by_probabilities_and_a_random_one_has_an_answer_to_everything(bytes_tok):
+    r, e, g = window(bytes_tok, TEXTS), Explanation('"fox"'), HFGenerator(tiny(bytes_tok, room=1024), bytes_tok, 4)
+    for s in (ChatDetection(g), ChatFuzzing(g), Intruder(g, windows=3), ChatSimulation(g, draws=0), Surprisal(g)):
+        got = s.score(r, e)
+        assert got.failures == 0 and not math.isnan(got.score) and getattr(s, 'by', 'logprobs') == 'logprobs' and 'voted' not in got.more, s
+    d, by_hand = ChatDetection(g).score(r, e), g.choose([user(chat.DETECT_ONE.replace('{explanation}', '"fox"').replace('{example}', t)) for t in TEXTS]).shares[:, 0]
+    assert d.score == chat.metrics.auroc(by_hand, r.test.active)
+    rows, errors = ChatSimulation(g)._foretold('"fox"', [['a', ' fox']]) # the mean of the digits by their probabilities
+    p = g.choose([user(chat.SIMULATE_ONE.replace('{explanation}', '"fox"').replace('{text}', t)) for t in ('<<a>>', 'a <<fox>>')], list('0123456789')).shares
+    assert errors == [None] and np.allclose(rows[0], p @ np.arange(10))
+    cost = lambda prefix: g.nll(prefix, [f' {t}' for t in TEXTS])[0]
+    saved = cost(chat.SURPRISE.replace('{explanation}', 'something.')) - cost(chat.SURPRISE.replace('{explanation}', '"fox"'))
+    got = Surprisal(g).score(r, e)
+    assert np.isclose(got.score, chat.metrics.auroc(saved, r.test.active)) and np.isclose(got.more['saved'], saved[:3].mean()) and np.isclose(got.more['saved_silent'], saved[3:].mean())
+    said = ChatExplainer(g, max_tokens=5).explain(r) # a base model goes on behind the word, and its first line is taken
+    assert said.meta.get('failed') or said.text
+
+def test_a_text_that_is_too_long_for_the_model_is_one_failure_and_the_others_are_judged(bytes_tok):
+    long = ' '.join(['fox']*12)
+    r, e = window(bytes_tok, [*TEXTS[:3], long, *TEXTS[3:]], 40, on=3), Explanation('"fox"')
+    room = max(len(bytes_tok(chat.DETECT_ONE.format(explanation='"fox"', example=t) + ' Yes')['input_ids']) for t in TEXTS) + 2
+    s = ChatDetection(HFGenerator(tiny(bytes_tok, room=room), bytes_tok)).score(r, e)
+    assert (s.n, s.failures) == (6, 1) and not math.isnan(s.score) and 'room for' in next(iter(s.more['failed']))
+    room = max(len(bytes_tok(chat.SURPRISE.format(explanation=x) + ' ' + t)['input_ids']) for t in TEXTS for x in ('"fox"', 'something.')) + 3
+    s = Surprisal(HFGenerator(tiny(bytes_tok, room=room), bytes_tok)).score(r, e)
+    assert (s.n, s.failures) == (6, 1) and not math.isnan(s.score) and 'shorten it' in next(iter(s.more['failed']))
+    small = HFGenerator(tiny(bytes_tok, room=16), bytes_tok)
+    for scorer in (ChatDetection(small), ChatFuzzing(small), Intruder(small, windows=3), ChatSimulation(small), Surprisal(small)):
+        s = scorer.score(r, e)
+        assert math.isnan(s.score) and s.n == 0 and s.failures and 'room for 16' in s.more['why'], scorer
+    assert 'room for 16' in ChatExplainer(small).explain(r).meta['failed']
+
+WORDS = MEANINGS[:4] + 'that to we and of as her he on his known well step it heard said here know be exact'.split() # four that are features, and twenty common ones
+ASKED = '{example} | Is there {explanation}?'
+
+def taught(windows, steps=900):
+    "A small GPT-NeoX and its tokenizer, taught to say Yes or No to whether a word occurs in a window. Each window comes with six questions, half of them to be denied."
+    rng, there = np.random.default_rng(0), [set(w.split()) for w in windows]
+    tok = train_tokenizer([ASKED + ' Yes No']*5 + windows[:3000], 2000)
+    has = {w: [i for i, t in enumerate(there) if w in t] for w in WORDS}
+    model = new_lm(tok, 48, 2, 4, 96, initializer_range=.2).train()
+    answers = torch.tensor([tok(f' {o}')['input_ids'] for o in ('No', 'Yes')]).squeeze(1)
+    opt = torch.optim.AdamW(model.parameters(), 5e-3, weight_decay=0.)
+    slower = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: min(1, (s + 1)/50, 2*(1 - s/steps)))
+    def one(word):
+        i = rng.choice(has[word])
+        yes, no = [w for w in WORDS if w in there[i]], [w for w in WORDS if w not in there[i]]
+        return f'{windows[i]} |' + ''.join(f" Is there {rng.choice(yes if y else no)}? {'Yes' if y else 'No'}" for y in rng.random(6) < .5)
+    for _ in range(steps):
+        x = sites.tokenize(tok, [one(w) for w in rng.choice(WORDS, 24)], 'right')
+        said = torch.isin(x['input_ids'], answers)
+        row, at = (x['attention_mask'].bool() & (said | torch.nn.functional.pad(said, (1, -1)))).nonzero(as_tuple=True) # the answer, and how it goes on
+        logits = sites.forward(model.base_model, x, grad=True).last_hidden_state[row, at - 1] @ model.get_output_embeddings().weight.T
+        loss = torch.nn.functional.cross_entropy(logits, x['input_ids'][row, at])
+        opt.zero_grad(); loss.backward(); opt.step(); slower.step()
+    return HFGenerator(model.eval(), tok, 32)
+
+@pytest.fixture(scope='module')
+def yes_no(records, known): # a minute on one core
+    judged = {t for f in range(4) for t in records[f].test.texts(known[1])}
+    windows = [' '.join(ws[i:i + 16]) for t in World(0).documents(6000, seed=7).text for ws in [words(t)] for i in range(0, len(ws) - 8, 16)]
+    return taught([w for w in windows if w not in judged])
+
+@pytest.mark.slow
+def test_a_model_taught_to_say_yes_detects_by_probabilities_alone_on_windows_it_has_not_seen(records, known, yes_no):
+    d = ChatDetection(yes_no, prompt=ASKED, draws=0)
+    own = [d.score(records[f], Explanation(WORDS[f])) for f in range(4)]
+    assert np.mean([s.score for s in own]) > .93 and min(s.score for s in own) > .85 and min(s.more['balanced_accuracy'] for s in own) > .8 and not any(s.failures for s in own)
+    told, true = [], []
+    for f in range(4):
+        others, texts, y = [w for w in WORDS if w != WORDS[f]], records[f].test.texts(known[1]), records[f].test.active
+        told.append([d.score(records[f], Explanation(w)) for w in others])
+        true.append(np.mean([chat.metrics.auroc(np.array([w in t.split() for t in texts]), y) for w in others])) # of a reader who is always right
+    yes, rank = (np.array([np.mean(list(map(get, s))) for s in told]) for get in (lambda s: s.more['balanced_accuracy'], lambda s: s.score))
+    print('own', [round(s.score, 3) for s in own], 'others: by yes and no', yes.round(3), 'by probabilities', rank.round(3), 'always right', np.round(true, 3))
+    assert (abs(yes - .5) < .06).all() and (abs(yes - true) < .03).all()
+    assert (rank < [s.score - .3 for s in own]).all() # not .5: that there are no foxes in a text on routers is known to whoever was asked about routers
+
+# --- an endpoint that others wrote
+
+@pytest.mark.slow
+def test_transformers_serve_judges_and_explains_as_the_same_model_does_here(records, yes_no, tmp_path):
+    "It detects; it was never taught to explain or to write lists, and what it writes then is a counted failure, the same through both doors."
+    t = copy.deepcopy(yes_no.tokenizer); t.chat_template = '{% for m in messages %}{{ m.content }}{% endfor %}'
+    r, here = records[FOX], HFGenerator(yes_no.model, t)
+    with transformers_serve(tmp_path, yes_no.model, t) as g:
+        own, other = (ChatDetection(g, by='logprobs', prompt=ASKED).score(r, Explanation(w)) for w in ('fox', 'router'))
+        short = dict(prompt='{examples}', examples=1, max_tokens=8)
+        said, lists = ([m(h) for h in (g, here)] for m in (lambda h: ChatExplainer(h, **short).explain(r), lambda h: ChatDetection(h, 1, 'votes', '{explanation} {examples}', max_tokens=8, draws=0).score(r, Explanation('fox'))))
+    mine = ChatDetection(here, prompt=ASKED).score(r, Explanation('fox'))
+    print(own, other, mine, said[0], lists[0], g)
+    assert own.failures == other.failures == 0 and own.n == len(r.test) and abs(own.more['balanced_accuracy'] - mine.more['balanced_accuracy']) < .02
+    assert own.score > .8 > .6 > abs(other.score - .5) + .5 or g.gives_logprobs # 5.23 takes no notice of logprobs: then these are votes
+    assert g.gives_logprobs or own.more['voted'] == own.n
+    assert said[0].text == '' and said[0].meta == said[1].meta and lists[0].failures == len(r.test) and lists[0].more == lists[1].more
+    assert not [f for f in tmp_path.rglob('*') if f.is_file() and KEY.encode() in f.read_bytes()]

@@ -42,7 +42,7 @@ def _lm_options(sub): # what is not given is left to the configuration
         activation=(str, 'as of quickstart (default: topk)'), context=(int, 'tokens a row (default: 128)'), steps=(int, '(default: 2000)'), batch=(int, 'tokens a step (default: 1024)'), lr=(float, '(default: 0.002)'),
         seed=(int, '(default: 0)'), device=(str, 'cpu, cuda, ... (default: a GPU if there is one)'), quiet=(bool, 'no progress bars'))
 
-# %% ../nbs/90_cli.ipynb #48804fd2
+# %% ../nbs/90_cli.ipynb #415bb3b8
 KINDS = dict(train=('saebook.lm', 'TransformerConfig', 'train_transformer'), ravel=('saebook.ravel', 'RavelConfig', 'run_ravel'), erase=('saebook.debias', 'EraseConfig', 'run_erase'), merge=('saebook.merge', 'MergeConfig', 'run_merge'),
              classify=('saebook.classify', 'ClassifyConfig', 'run_classify'), transfer=('saebook.transfer', 'TransferConfig', 'run_transfer'), sparse=('saebook.sparse_transformer', 'SparseConfig', 'run_sparse'),
              interpret=('saebook.interpretations', 'InterpretConfig', 'run_interpret'), generalise=('saebook.generalise', 'GeneraliseConfig', 'run_generalise')) # module, its configuration, what runs it
@@ -59,6 +59,7 @@ def _interpret_options(sub): # what is not given is left to the configuration, o
         p.add_argument('--feedforward', action='store_true', help='the units of the model\'s sparse feed-forward blocks')
         p.add_argument('--caches', nargs='+', metavar='DIR', help='features that were read before, also by delphi')
         for k, v, what in (('context', 128, 'tokens a row'), ('tokens', 500_000, 'about so many are read'), ('units-k', 16, 'so many units at a token, the strongest')): p.add_argument(f'--{k}', type=int, metavar='N', help=f'{what} (default: {v})', **(dict(dest='n_tokens') if k == 'tokens' else {}))
+        p.add_argument('--device', metavar='NAME', help='cpu, cuda, ... (default: a GPU if there is one)')
         p.add_argument('--quiet', action='store_true', help='no progress bars')
     for k, v, what in (('features', 100, 'of each module, drawn by chance'), ('least', 50, 'from those that fire at so many tokens'), ('length', 32, 'tokens a window'), ('n-train', 40, 'windows to explain from'), ('n-test', 50, 'windows to judge by'), ('seed', 0, 'of all that is drawn')): p.add_argument(f'--{k}', type=int, metavar='N', help=f'{what} (default: {v})')
     p.add_argument('--explainer', metavar='NAME', help='tokens, pairs, logits, chat, contrastive or labels (default: tokens)')

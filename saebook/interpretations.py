@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['EXPLAINERS', 'CHAT_SCORERS', 'SCORERS', 'InterpretConfig', 'coders_of', 'cache_features', 'run_interpret']
 
-# %% ../nbs/58_interpretations.ipynb #6c00b4af
+# %% ../nbs/58_interpretations.ipynb #f8536ca7
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import pandas as pd
+import pandas as pd, torch
 
 from . import cache, chat, sites, views
 from .autointerp import LogitEffect, TokenStatistics, _medians_html, interpret, living, plot_scores
 from .cache import FeatureCache
-from .core import BadInput, atomic, check_numbers, digest, esc, html_page, one_of, out_dir, redacted, write_json
+from .core import BadInput, atomic, check_numbers, digest, esc, html_page, one_of, out_dir, reason, redacted, write_json
 from .feedforward import feedforwards
 from .formats import load_sae, recognise
 from .generators import HFGenerator, HTTPGenerator
@@ -24,10 +24,10 @@ from .lm import read_texts
 from .records import CHOICES, NEGATIVES, Units
 from .sae import SAE
 from .sites import Site
-from .train import hookpoints
+from .train import device, hookpoints
 from .world import World, load_taught
 
-# %% ../nbs/58_interpretations.ipynb #2d71c195
+# %% ../nbs/58_interpretations.ipynb #aaf70b24
 EXPLAINERS = 'tokens', 'pairs', 'logits', 'chat', 'contrastive', 'labels'
 CHAT_SCORERS = dict(chat_detection=chat.ChatDetection, chat_fuzzing=chat.ChatFuzzing, chat_simulation=chat.ChatSimulation, intruder=chat.Intruder, surprisal=chat.Surprisal) # read with a language model
 SCORERS = dict(detection=LexicalDetection, fuzzing=LexicalFuzzing, simulation=Simulation, embedding=EmbeddingDetection, logits=LogitEffect, **CHAT_SCORERS)
@@ -56,6 +56,7 @@ class InterpretConfig:
     key_env:str = 'SAEBOOK_API_KEY' # name of the environment variable with the key
     labels:str|None = None   # of explainer: labels, the file
     seed:int = 0
+    device:str|None = None   # 'cpu', 'cuda', ...; None: a GPU if there is one
 
     def __post_init__(self):
         check_numbers(self, ('context', 'n_tokens', 'units_k', 'features', 'least', 'length', 'n_train', 'n_test'))
@@ -72,7 +73,7 @@ class InterpretConfig:
     @property
     def chats(self): "What of it needs a language model."; return [self.explainer]*(self.explainer in ('chat', 'contrastive')) + [s for s in self.scorers if s in CHAT_SCORERS]
 
-# %% ../nbs/58_interpretations.ipynb #e53885d2
+# %% ../nbs/58_interpretations.ipynb #8b914ffa
 def _folders(path): # a folder or file of a coder, or a folder of such -> [paths]
     path = Path(path)
     if not path.is_dir(): return [path] # a file, a name on the hub, or nothing, which `load_sae` tells
@@ -90,7 +91,7 @@ def coders_of(model, cfg:InterpretConfig): # loaded
     out = []
     for given in cfg.coders:
         for p in _folders(given):
-            coder = load_sae(p if p.exists() else str(given), model=model, quiet=True)
+            coder = load_sae(p if p.exists() else str(given), model=model, quiet=True).to(next(sites.unwrap(model).parameters()).device)
             if coder.site is None: raise BadInput(f'{str(p)!r} does not say which module it reads: set coder.site and save it with save_pretrained')
             out.append((coder.site.path, p.name, coder, coder.site))
     for path in hookpoints(model, cfg.units) if cfg.units else []:
@@ -105,8 +106,15 @@ def coders_of(model, cfg:InterpretConfig): # loaded
     if len(named) < len(out): raise BadInput('two of the coders have the same module and folder name: rename a folder')
     return named
 
-# %% ../nbs/58_interpretations.ipynb #1613fb37
-def _model(cfg): return load_taught('base') if cfg.model is None else sites.load_model(cfg.model)
+# %% ../nbs/58_interpretations.ipynb #fb59af5b
+def _model(cfg): # -> model, tokenizer
+    model, tok = load_taught('base') if cfg.model is None else sites.load_model(cfg.model)
+    return model.to(_device(cfg)), tok
+
+def _device(cfg):
+    try: torch.zeros(1, device=(on := cfg.device or device()))
+    except (RuntimeError, AssertionError) as e: raise BadInput(f"device {cfg.device!r} cannot be used ({reason(e)}): choose another, such as 'cpu'") from None
+    return on
 
 def _contexts(cfg, tok):
     texts = World(0).documents(max(200, cfg.n_tokens//30), 'train').text.tolist() if cfg.text is None else read_texts(cfg.text, cfg.key)
@@ -143,9 +151,9 @@ def cache_features(cfg:InterpretConfig, out, progress:bool=True): # a folder
     "Read the features of a configuration: {name: `FeatureCache`}, in OUT/features; config.json says how. The same call goes on where it was stopped. Raises `BadInput`."
     return _read(cfg, *_begin(cfg, out), progress)
 
-# %% ../nbs/58_interpretations.ipynb #dada2e3c
+# %% ../nbs/58_interpretations.ipynb #5dd6b83e
 def _generator(cfg, out): # answers of an endpoint are kept in `out`, and not asked for twice
-    if not cfg.generator.startswith(('http://', 'https://')): return HFGenerator(*sites.load_model(cfg.generator))
+    if not cfg.generator.startswith(('http://', 'https://')): g, tok = sites.load_model(cfg.generator); return HFGenerator(g.to(_device(cfg)), tok)
     HTTPGenerator(cfg.generator, cfg.generator_model, key_env=cfg.key_env).check()
     return chat.RememberingGenerator(cfg.generator, cfg.generator_model, Path(out)/'answers.jsonl', key_env=cfg.key_env)
 
@@ -161,7 +169,7 @@ def run_interpret(cfg:InterpretConfig, out, progress:bool=True): # a folder
     out, model, tok, coders = _begin(cfg, out)
     caches = _read(cfg, out, model, tok, coders, progress)
     if 'logits' in (cfg.explainer, *cfg.scorers) and (not_one := [n for n in caches if not isinstance(coders.get(n, [None])[0], SAE)]): raise BadInput(f'logits were asked for, and {not_one[0]} is no SAE or transcoder with directions: leave logits out, or look at coders alone')
-    how = {k: v for k, v in asdict(cfg).items() if k not in ('coders', 'units', 'feedforward', 'caches')} # one more module is no other experiment
+    how = {k: v for k, v in asdict(cfg).items() if k not in ('coders', 'units', 'feedforward', 'caches', 'device')} # one more module is no other experiment, nor is another machine
     at, reports = out_dir(out/f'{cfg.explainer}-{digest(how, n=6)}'), {}
     for name, c in caches.items():
         coder = coders.get(name, [None])[0]

@@ -81,7 +81,7 @@ def test_from_a_shell(home, tmp_path, capsys):
     assert capsys.readouterr().out == out
 
 @pytest.mark.parametrize('kw,says', [(dict(coders=['nowhere']), 'is not there'), (dict(units=['gpt_neox.layers.9.mlp']), 'gpt_neox.layers.9.mlp'), (dict(feedforward=True, model=None, text=None), 'no sparse feed-forward block'),
-                                     (dict(units=['gpt_neox.layers.1'], generator='nowhere', scorers=['chat_detection']), 'nowhere'), (dict(units=['gpt_neox.layers.1'], least=10**6), 'the busiest')])
+                                     (dict(units=['gpt_neox.layers.1'], generator='nowhere', scorers=['chat_detection']), 'nowhere'), (dict(units=['gpt_neox.layers.1'], device='nowhere'), 'cannot be used'), (dict(units=['gpt_neox.layers.1'], least=10**6), 'the busiest')])
 def test_what_cannot_be_used_is_told(home, tmp_path, kw, says):
     with pytest.raises(BadInput, match=says): run_interpret(config(home, **kw), tmp_path/'o', progress=False)
     assert 'least' in kw or not (tmp_path/'o').exists()

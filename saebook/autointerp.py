@@ -8,7 +8,7 @@ __all__ = ['interpret', 'Interpretation', 'plot_scores', 'with_intervals', 'HFGe
            'EmbeddingDetection', 'LexicalDetection', 'LexicalFuzzing', 'LogitEffect', 'Simulation', 'TokenStatistics',
            'Examples', 'Explanation', 'FeatureRecord', 'Records', 'ScoreResult', 'living']
 
-# %% ../nbs/55_autointerp.ipynb #93a3fb68
+# %% ../nbs/55_autointerp.ipynb #46595831
 import json, math, os
 from pathlib import Path
 
@@ -22,34 +22,39 @@ from .chat import ChatDetection, ChatExplainer, ChatFuzzing, ChatSimulation, Int
 from .core import BadInput, atomic, digest, esc, html_page, one_of, plain, redacted, versions
 from .generators import HFGenerator, HTTPGenerator
 from .lexical import EmbeddingDetection, LexicalDetection, LexicalFuzzing, LogitEffect, Simulation, TokenStatistics
-from .records import Examples, Explanation, FeatureRecord, Records, ScoreResult, living
+from .records import Examples, Explanation, FeatureRecord, Records, ScoreResult, _needs_text, living
 
 # %% ../nbs/55_autointerp.ipynb #5db3c4f5
 _all_ = ['HFGenerator', 'HTTPGenerator', 'RememberingGenerator', 'ChatExplainer', 'ChatDetection', 'ChatFuzzing', 'ChatSimulation', 'Intruder', 'Surprisal', 'EmbeddingDetection', 'LexicalDetection', 'LexicalFuzzing', 'LogitEffect', 'Simulation', 'TokenStatistics', 'Examples', 'Explanation', 'FeatureRecord', 'Records', 'ScoreResult', 'living'] # one import for who interprets features
 
-# %% ../nbs/55_autointerp.ipynb #77959bdc
+# %% ../nbs/55_autointerp.ipynb #7ff83111
 def _says(o): # an explainer or scorer, for the configuration
-    if hasattr(o, 'config'): return dict(kind=type(o).__name__, **plain(o.config))
+    if hasattr(o, 'config'): return dict(plain(o.config), kind=type(o).__name__)
     def one(v):
         if isinstance(v, torch.nn.Module): return cache._name(v)
-        if callable(v): return getattr(v, '__qualname__', type(v).__name__)
+        if callable(v): # a method is that of its object
+            own = getattr(v, '__self__', v)
+            return dict(name=getattr(v, '__qualname__', type(v).__name__), of=None if own is v or isinstance(own, type) else _says(own) if hasattr(own, '__dict__') else type(own).__name__)
         try: return plain(v)
         except TypeError: return type(v).__name__
-    return dict(kind=type(o).__name__, **{k: one(v) for k, v in vars(o).items() if k[0] != '_'})
+    return dict({k: one(v) for k, v in vars(o).items() if k[0] != '_'}, kind=type(o).__name__)
 
 class _Journal: # lines of JSON; the first is the configuration
-    def __init__(self, path, config):
+    def __init__(self, path, config, retry=False):
         self.path, self.config, self.lines = None if path is None else Path(path), json.loads(json.dumps(redacted(config))), []
         if self.path is not None and self.path.exists():
             if b'\n' in (raw := self.path.read_bytes()): self._go_on()
             elif not b'{"format": "saebook-interpret"'.startswith(raw[:30]): raise BadInput(f'{str(path)!r} is no interpretation: give another file')
             os.truncate(self.path, raw.rfind(b'\n') + 1) # of its last line a killed run may have written a part
-            if b'\n' in raw: return
+            if b'\n' in raw: return self._forget(_whole(self.lines)) if retry else None
         self._append(dict(format='saebook-interpret', version=1, config=self.config))
     def _go_on(self):
         old, self.lines = _read_lines(self.path)
         for k in {**old, **self.config}:
             if old.get(k) != self.config.get(k): raise BadInput(f'{str(self.path)!r} holds an interpretation with {k}={cache._clip(old.get(k))}, and {k}={cache._clip(self.config.get(k))} is asked for: ask for the same, or give another file')
+    def _forget(self, kept):
+        self.lines = kept
+        _write_lines(self.path, self.config, kept)
     def _append(self, line):
         line = json.dumps(plain(line), ensure_ascii=False)
         if self.path is not None:
@@ -58,15 +63,23 @@ class _Journal: # lines of JSON; the first is the configuration
         return json.loads(line) # what is in memory is what a file would give
     def write(self, line): self.lines.append(self._append(line)); return self.lines[-1]
 
+def _whole(lines): # without what failed; with another explanation the circle of controls is another one
+    failed = {l['feature'] for l in lines if 'explanation' in l and l['explanation']['meta'].get('failed')}
+    if failed: return [l for l in lines if 'explanation' in l and l['feature'] not in failed]
+    return [l for l in lines if not any(s.get('failures') for w in ('scores', 'control') for s in (l.get(w) or {}).values())]
+
+def _write_lines(path, config, lines):
+    with atomic(path) as tmp: tmp.write_text(''.join(json.dumps(l, ensure_ascii=False) + '\n' for l in [dict(format='saebook-interpret', version=1, config=config), *lines]), encoding='utf-8')
+
 def _read_lines(path):
     raw = Path(path).read_bytes()
-    try: lines = [json.loads(l) for l in raw[:raw.rfind(b'\n') + 1].decode().splitlines()]
+    try: lines = [json.loads(l) for l in raw.split(b'\n')[:-1]] # not splitlines: a text may hold other line breaks
     except ValueError: raise BadInput(f'{str(path)!r} is damaged, not every line is JSON: delete it, or give another file') from None
     head = lines[0] if lines and isinstance(lines[0], dict) else {}
     if head.get('format') != 'saebook-interpret' or head.get('version') != 1: raise BadInput(f'{str(path)!r} is no interpretation: give a file that interpret wrote')
     return head['config'], lines[1:]
 
-# %% ../nbs/55_autointerp.ipynb #f330dc7d
+# %% ../nbs/55_autointerp.ipynb #b013c158
 def interpret(feature_cache:FeatureCache,
               features,   # numbers of features, such as `living` gives
               explainer, scorer, # one, or several as a list or {name: scorer}
@@ -76,21 +89,26 @@ def interpret(feature_cache:FeatureCache,
               n_train:int|None=40, n_test:int|None=50, negatives:str='random', length:int=32, # as for `Records`
               control:str|None='shuffled', # each feature with another's explanation; None: without
               shown:int=3, # windows kept with each feature, for reports
+              retry:bool=False, # ask again what failed in an earlier call
               progress:bool=True, **kw): # further: as for `Records`
-    "Explain each feature and score the explanation, on other documents, beside the score of another feature's: an `Interpretation`. Run again after a crash it goes on from `path`. Raises `BadInput`."
+    "Explain each feature and score the explanation, on other documents, beside the score of another feature's: an `Interpretation`. Run again after a crash it goes on from `path`; what failed stays so unless `retry`. Raises `BadInput`."
     one_of('control', control, ['shuffled', None])
-    features = [int(f) for f in (features.tolist() if hasattr(features, 'tolist') else features)]
+    features = np.atleast_1d(np.asarray(features))
+    if features.dtype.kind not in 'iu' and features.size: raise BadInput(f'features of type {features.dtype} were given: give whole numbers, such as living(cache)')
+    features = features.tolist()
     if not features or len(set(features)) < len(features): raise BadInput('no features were given, or one of them twice: give each once')
     records = Records(feature_cache, tokenizer, length, n_train, n_test, negatives=negatives, seed=seed, **kw)
-    for f in features: one_of('feature', f, range(feature_cache.n))
+    if bad := [f for f in features if not 0 <= f < feature_cache.n]: raise BadInput(f'unknown feature {bad[0]}: this cache has 0 to {feature_cache.n - 1}')
     if not hasattr(explainer, 'explain'): raise BadInput(f'a {type(explainer).__name__} was given as explainer: give something with explain(record), such as TokenStatistics()')
+    if tokenizer is None and getattr(explainer, 'needs_text', False): _needs_text(records)
     scorers = scorer if isinstance(scorer, dict) else {type(s).__name__: s for s in (scorer if isinstance(scorer, (list, tuple)) else [scorer])}
     if not scorers or isinstance(scorer, (list, tuple)) and len(scorers) < len(scorer): raise BadInput('no scorer was given, or two of one kind: give them names, as {name: scorer}')
     for k, s in scorers.items():
+        if tokenizer is None and getattr(s, 'needs_text', False): _needs_text(records)
         if not hasattr(s, 'score'): raise BadInput(f'a {type(s).__name__} was given as scorer {k!r}: give something with score(record, explanation), such as LexicalDetection()')
     of = {k: v for k, v in vars(records).items() if k in ('length', 'n', 'negatives', 'by', 'quantiles', 'neighbours')}
     journal = _Journal(path, dict(cache=digest(feature_cache.manifest), site=str(feature_cache.site), features=features, explainer=_says(explainer), scorers={k: _says(s) for k, s in scorers.items()}, seed=seed, control=control, shown=shown,
-                                  judged=kw.get('judged', .5), directions=None if records.directions is None else digest(np.asarray(torch.as_tensor(records.directions).detach().cpu().float()).tobytes()), tokenizer=tokenizer is not None, **of))
+                                  judged=kw.get('judged', .5), directions=None if records.directions is None else digest(np.asarray(torch.as_tensor(records.directions).detach().cpu().float()).tobytes()), tokenizer=None if tokenizer is None else digest(tokenizer.get_vocab()), **of), retry)
     done = Interpretation(journal.config, journal.lines)
     with tqdm(total=2*len(features), initial=len(journal.lines), disable=not progress, unit='step', leave=False) as bar:
         bar.set_description('explain')
@@ -104,7 +122,7 @@ def interpret(feature_cache:FeatureCache,
             if f in done.scored: continue
             r = records[f]
             both = [{k: _scored(s, r, done.explanation(g)) for k, s in scorers.items()} if g is not None and not done.why(g) else None for g in (f, others.get(f))]
-            done.scored[f] = journal.write(dict(feature=f, scores=both[0], control=both[1], control_of=others.get(f))); bar.update()
+            done.scored[f] = journal.write(dict(feature=f, n=len(r.test), scores=both[0], control=both[1], control_of=others.get(f))); bar.update()
     return done
 
 def _circle(features, seed): # each one's successor in a random order of all: nobody meets himself
@@ -119,7 +137,7 @@ def _shown(r, n): # the strongest windows, one a document, as pieces of text and
     ex = r.train[np.sort(at)[:n]]
     return [[[p if k else '' for p, k in zip(views.token_texts(r.source.tokenizer, i.tolist()), u)], [float(f'{x:.3g}') for x in a]] for i, a, u in zip(ex.ids, ex.acts, ex.use)]
 
-# %% ../nbs/55_autointerp.ipynb #5653b46b
+# %% ../nbs/55_autointerp.ipynb #9afba81a
 def _median(x, w=None): return float(np.median(x if w is None else np.repeat(x, w))) if len(x) else math.nan
 
 class Interpretation:
@@ -131,7 +149,8 @@ class Interpretation:
 
     def explanation(self, feature):
         "The `Explanation` of a feature."
-        return Explanation(**self.explained[one_of('explained feature', feature, self.explained)]['explanation'])
+        if feature not in self.explained: one_of('explained feature', feature, self.explained)
+        return Explanation(**self.explained[feature]['explanation'])
 
     def why(self, feature):
         "Why a feature has no explanation; None if it has one."
@@ -141,11 +160,11 @@ class Interpretation:
     def frame(self):
         "A row a feature and scorer: feature, explanation, scorer, score with its 95 % interval, control, examples judged (n), failures, firings, how many examples fewer than asked for (short), why there is no score."
         rows, nan = [], lambda v: math.nan if v is None else v
-        for f, l in self.scored.items():
-            e = self.explained[f]
+        for f in (f for f in self.config['features'] if f in self.scored):
+            e, l = self.explained[f], self.scored[f]
             for k in self.config['scorers']:
                 s, c = ((l[w] or {}).get(k) or {} for w in ('scores', 'control'))
-                rows.append(dict(feature=f, explanation=e['explanation']['text'], scorer=k, score=nan(s.get('score')), low=nan(s.get('low')), high=nan(s.get('high')), control=nan(c.get('score')), n=s.get('n', 0), failures=s.get('failures', 0),
+                rows.append(dict(feature=f, explanation=e['explanation']['text'], scorer=k, score=nan(s.get('score')), low=nan(s.get('low')), high=nan(s.get('high')), control=nan(c.get('score')), n=s.get('n', 0), failures=l['n'] if self.why(f) else s.get('failures', 0),
                                  control_failures=c.get('failures', 0), firings=e['firings'], short=sum(map(sum, e['short'].values())), why=self.why(f) or s.get('more', {}).get('why', '')))
         cols = 'feature explanation scorer score low high control n failures control_failures firings short why'.split()
         return pd.DataFrame(rows, columns=cols).astype(dict.fromkeys(('score', 'low', 'high', 'control'), float))
@@ -153,8 +172,9 @@ class Interpretation:
     def summary(self, draws:int=1000, seed:int=0):
         "A row a scorer: the medians over features of score and control with 95 % intervals (features resampled), the share of features whose own explanation does better, how many have a score, how many examples failed."
         rows = []
-        for k, g in self.frame.groupby('scorer', sort=False):
-            row = dict(scorer=k)
+        f = self.frame
+        for k in self.config['scorers']:
+            g, row = f[f.scorer == k], dict(scorer=k)
             for c in ('score', 'control'):
                 x = g[c].dropna().to_numpy()
                 lo, hi = metrics.bootstrap(lambda w: _median(x, w), np.arange(len(x)), draws, seed=seed) if len(x) else (math.nan, math.nan)
@@ -165,8 +185,7 @@ class Interpretation:
 
     def save(self, path):
         "Write it whole, as `interpret` would have; returns the path."
-        lines = [dict(format='saebook-interpret', version=1, config=self.config), *self.explained.values(), *self.scored.values()]
-        with atomic(path) as tmp: tmp.write_text(''.join(json.dumps(l, ensure_ascii=False) + '\n' for l in lines), encoding='utf-8')
+        _write_lines(path, self.config, [*self.explained.values(), *self.scored.values()])
         return Path(path)
 
     @classmethod

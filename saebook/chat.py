@@ -73,7 +73,7 @@ def _config(self):
     "What tells it from another, without secrets: for the name of a run."
     return {k: v.about() if k == 'generator' else digest(v) if k == 'prompt' else v for k, v in vars(self).items() if k[0] != '_'}
 
-# %% ../nbs/54_chat.ipynb #668b1cf2
+# %% ../nbs/54_chat.ipynb #17fc285b
 EXPLAIN = '''A feature of a language model is active at some tokens of a text and silent at all others. Below are texts in which it is active. The tokens at which it is active are marked <<like this>>, and behind each text stands how strongly it is active there, from 1 to 10.
 What do the marked tokens have in common, or what stands before them? Say in one sentence when the feature is active: name the words, the kind of words or the subject. Don't speak of marks or of examples.{think}
 Answer with [EXPLANATION]: and the sentence.
@@ -91,6 +91,7 @@ def _spread(n, k): return np.unique(np.linspace(0, n - 1, min(n, k)).round().ast
 @dataclass
 class ChatExplainer:
     "Explains a feature by what a language model says of windows in which it fires. What comes to nothing is an empty `Explanation` whose `meta` has `failed`."
+    needs_text = True
     generator: object
     contrastive: bool = False # windows in which it is silent as well
     cot: bool = False    # think aloud first
@@ -124,7 +125,7 @@ class ChatExplainer:
 
 def _goes_on(g): return isinstance(g, HFGenerator) and g.render is None and not g.tokenizer.chat_template # a base model
 
-# %% ../nbs/54_chat.ipynb #e57b6df7
+# %% ../nbs/54_chat.ipynb #ab5cf3da
 DETECT = '''A feature of a language model is active in some texts. This is when it is active: {explanation}
 
 In which of the {n} texts below is it active? Answer with a list of {n} numbers in brackets and nothing else: for each text in turn 1 if it is active somewhere in it, 0 if not.
@@ -170,6 +171,7 @@ def _with_reasons(r, errors): # r: `ScoreResult`; errors: a reason or None an ex
 @dataclass
 class ChatDetection:
     "In which windows does the feature fire? Score: AUROC; also balanced accuracy, with the cut at one half."
+    needs_text = True
     generator: object
     batch: int = 5        # windows in a prompt, by votes
     by: str|None = None   # 'votes': a list of marks; 'logprobs': a window a prompt, yes or no. None: the second for an `HFGenerator`, else the first
@@ -184,7 +186,7 @@ class ChatDetection:
         ex = record.test
         return _judged(ex.active, ex.group, self.draws, *_yes(self, record, explanation, _texts(record, ex)))
 
-# %% ../nbs/54_chat.ipynb #be67ba82
+# %% ../nbs/54_chat.ipynb #b6140ec1
 FUZZ = '''A feature of a language model is active at some tokens of a text. This is when it is active: {explanation}
 
 In each of the {n} texts below some tokens are marked <<like this>>. In which of them are the marked tokens those at which the feature is active? Answer with a list of {n} numbers in brackets and nothing else: for each text in turn 1 if they are, 0 if it should be others.
@@ -201,6 +203,7 @@ Answer:'''
 @dataclass
 class ChatFuzzing:
     "Are the marked tokens those at which the feature fires? Score: AUROC over windows with right and with wrong marks; also balanced accuracy. A window in which nothing wrong can be marked is a failure."
+    needs_text = True
     generator: object
     batch: int = 5
     by: str|None = None     # as of `ChatDetection`
@@ -212,13 +215,13 @@ class ChatFuzzing:
     config = property(_config)
     def score(self, record:FeatureRecord, explanation:Explanation):
         "Judge the explanation's text."
-        ex, marks, right = fuzzed(record.test, self.seed)
+        ex, marks, right = fuzzed(record.test, self.seed, feature=record.feature)
         lost = int(record.test.active.sum()) - len(ex)
         if not right.any() or right.all(): return ScoreResult(math.nan, len(ex), lost, more=dict(why='fewer than two windows to mark'))
         share, errors, voted = _yes(self, record, explanation, [_marked(p, m) for p, m in zip(_pieces(record, ex), marks)])
         return _judged(right, ex.group, self.draws, share, [*errors, *['no token to mark wrongly']*lost], voted, lost)
 
-# %% ../nbs/54_chat.ipynb #42a03e72
+# %% ../nbs/54_chat.ipynb #8eb7f7b6
 INTRUDER = '''All but one of these {n} texts have something in common. Which one does not belong with the others? Answer with its number and nothing else.
 
 Examples:
@@ -229,6 +232,7 @@ Answer:'''
 @dataclass
 class Intruder:
     "Which of some windows is the one in which the feature does not fire? Score: the share told right, by chance 1 / `windows`; also the share of the others that were less suspected, by chance .5. No explanation is looked at; a control has the same score."
+    needs_text = True
     generator: object
     windows: int = 5   # in a prompt, 9 at most
     trials: int = 50   # prompts at most, each with an intruder of its own
@@ -240,7 +244,8 @@ class Intruder:
     config = property(_config)
     def score(self, record:FeatureRecord, explanation:Explanation|None=None):
         "Judge the feature. The interval resamples the intruders' documents."
-        if (last := vars(self).get('_last')) and last[0] is record: return ScoreResult(**vars(last[1])) # the control is not asked about again
+        last = vars(self).get('_last', (None, None, None))
+        if last[0] is record and last[1] == self.config: return ScoreResult(**vars(last[2])) # the control is not asked about again
         ex, rng = record.test, np.random.default_rng([self.seed, record.feature, 6])
         on, odd, texts = np.flatnonzero(ex.active), rng.permutation(np.flatnonzero(~ex.active))[:self.trials], _texts(record, ex)
         if len(on) < self.windows - 1 or not len(odd): return ScoreResult(math.nan, more=dict(why=f'{len(on)} windows in which it fires and {len(odd)} in which it is silent are too few for sets of {self.windows}'))
@@ -254,10 +259,11 @@ class Intruder:
         if good.any():
             r.score, r.more['auroc'] = float(right[good].mean()), float(beats[good].mean())
             if self.draws: r.low, r.high = metrics.bootstrap(lambda w: float((w*right[good]).sum()/w.sum()), ex.group[odd][good], self.draws)
-        self._last = record, _with_reasons(r, c.errors)
-        return ScoreResult(**vars(r))
+        _with_reasons(r, c.errors)
+        if not r.failures: self._last = record, self.config, ScoreResult(**vars(r))
+        return r
 
-# %% ../nbs/54_chat.ipynb #92257280
+# %% ../nbs/54_chat.ipynb #4cf356f9
 SIMULATE = '''A feature of a language model is active at some tokens of a text. This is when it is active: {explanation}
 
 How strongly is it active at each of these {n} tokens? Answer with a list of {n} whole numbers in brackets and nothing else, one for each token: 0 where it is silent, up to 10 where it is as active as it can be.
@@ -273,6 +279,7 @@ Answer:'''
 @dataclass
 class ChatSimulation:
     "Foretell the activations. Score: Pearson's correlation over all tokens; 0 for a prediction that never changes. A window whose list has another length than its tokens is a failure."
+    needs_text = True
     generator: object
     by: str|None = None     # 'votes': a list a window; 'logprobs': a digit a token
     prompt: str|None = None # with {explanation}, {tokens} and {n}; or with {explanation} and {text}. None: SIMULATE or SIMULATE_ONE
@@ -301,12 +308,13 @@ def _foretold(self:ChatSimulation, said, pieces): # -> a list of numbers or None
     errors = [next((e for e in c.errors[a:b] if e), None) for a, b in zip(end, end[1:])]
     return [None if e else c.shares[a:b] @ np.arange(10) for a, b, e in zip(end, end[1:], errors)], errors
 
-# %% ../nbs/54_chat.ipynb #f7af7638
+# %% ../nbs/54_chat.ipynb #9b5148ce
 SURPRISE = 'Here is a text with the following in it: {explanation}\nText:'
 
 @dataclass
 class Surprisal:
     "Does the explanation make windows with the feature likelier, and more so than those without? Score: AUROC of the nats saved; also how many are saved in either kind, on average."
+    needs_text = True
     generator: object # an `HFGenerator`
     prompt: str = SURPRISE # with {explanation}
     neutral: str = 'something.' # stands for no explanation
@@ -336,7 +344,7 @@ def _cost(self:Surprisal, prefix, texts): # -> nats, NaN where it failed; why it
     parts = [self._cost(prefix, [t]) for t in texts] # so one of them is too long
     return np.concatenate([n for n, _ in parts]), [e for _, es in parts for e in es]
 
-# %% ../nbs/54_chat.ipynb #3916deb0
+# %% ../nbs/54_chat.ipynb #9391ef12
 class RememberingGenerator(HTTPGenerator):
     "An `HTTPGenerator` that asks nothing twice: each answer is a line of a file as soon as it is there. The key is no part of it. If another model answers by the same name now, delete the file."
     def __init__(self, base_url:str, model:str, kept, **kw): # kept: the file, a .jsonl; further: as of `HTTPGenerator`
@@ -344,7 +352,7 @@ class RememberingGenerator(HTTPGenerator):
         self.kept, self.known = Path(kept), {}
         if not self.kept.exists(): return
         raw = self.kept.read_bytes(); raw, torn = raw[:raw.rfind(b'\n') + 1], len(raw)
-        try: self.known = {k: Completion(text, tokens) for k, text, tokens in map(json.loads, raw.decode().splitlines())}
+        try: self.known = {k: Completion(text, tokens) for k, text, tokens in map(json.loads, raw.split(b'\n')[:-1])}
         except (ValueError, TypeError): raise BadInput(f'{str(kept)!r} holds no answers, not every line is one: give another file') from None
         if len(raw) < torn: os.truncate(self.kept, len(raw)) # a killed run may have written a part of its last line
 

@@ -42,7 +42,7 @@ def _lm_options(sub): # what is not given is left to the configuration
         activation=(str, 'as of quickstart (default: topk)'), context=(int, 'tokens a row (default: 128)'), steps=(int, '(default: 2000)'), batch=(int, 'tokens a step (default: 1024)'), lr=(float, '(default: 0.002)'),
         seed=(int, '(default: 0)'), device=(str, 'cpu, cuda, ... (default: a GPU if there is one)'), quiet=(bool, 'no progress bars'))
 
-# %% ../nbs/90_cli.ipynb #415bb3b8
+# %% ../nbs/90_cli.ipynb #4333cb90
 KINDS = dict(train=('saebook.lm', 'TransformerConfig', 'train_transformer'), ravel=('saebook.ravel', 'RavelConfig', 'run_ravel'), erase=('saebook.debias', 'EraseConfig', 'run_erase'), merge=('saebook.merge', 'MergeConfig', 'run_merge'),
              classify=('saebook.classify', 'ClassifyConfig', 'run_classify'), transfer=('saebook.transfer', 'TransferConfig', 'run_transfer'), sparse=('saebook.sparse_transformer', 'SparseConfig', 'run_sparse'),
              interpret=('saebook.interpretations', 'InterpretConfig', 'run_interpret'), generalise=('saebook.generalise', 'GeneraliseConfig', 'run_generalise')) # module, its configuration, what runs it
@@ -69,6 +69,7 @@ def _interpret_options(sub): # what is not given is left to the configuration, o
     p.add_argument('--generator-model', metavar='NAME', help='its name at the address')
     p.add_argument('--key-env', metavar='NAME', help='environment variable that holds the key (default: SAEBOOK_API_KEY)')
     p.add_argument('--labels', metavar='FILE', help='of --explainer labels')
+    p.add_argument('--retry', action='store_true', help='ask again what failed in an earlier call')
 
 # %% ../nbs/90_cli.ipynb #973d7cc9
 def _parser():

@@ -233,7 +233,7 @@ def nll(self:HFGenerator, prefixes, # a text before each, '' for none; or one fo
         items.append((before + ids, len(before)))
     return -self._behind(items), np.array([len(ids) - start for ids, start in items])
 
-# %% ../nbs/51_generators.ipynb #ff124a79
+# %% ../nbs/51_generators.ipynb #375d490c
 @patch
 def complete(self:HFGenerator, chats, max_tokens:int=256, temperature:float=0., # 0: the likeliest token
              logprobs:int=0): # so many tokens at each place with their log-probabilities
@@ -252,6 +252,7 @@ def complete(self:HFGenerator, chats, max_tokens:int=256, temperature:float=0., 
 def _written(self:HFGenerator, rows, max_tokens, temperature, logprobs): # rows of ids -> a `Completion` a row
     batch = {k: v.to(next(self.model.parameters()).device) for k, v in self._batch(rows).items()}
     drawn = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.) if temperature else dict(do_sample=False)
+    drawn |= dict(num_beams=1, repetition_penalty=1., no_repeat_ngram_size=0) # whatever else the model's own settings would do
     got = self.model.generate(**batch, max_new_tokens=max_tokens, pad_token_id=self.pad, return_dict_in_generate=True, output_logits=logprobs > 0, **drawn)
     for r, ids in enumerate(got.sequences[:, batch['input_ids'].shape[1]:].tolist()):
         ids = ids[:next((i for i, t in enumerate(ids) if t in self.ends), len(ids))]

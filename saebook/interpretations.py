@@ -27,7 +27,7 @@ from .sites import Site
 from .train import device, hookpoints
 from .world import World, load_taught
 
-# %% ../nbs/58_interpretations.ipynb #aaf70b24
+# %% ../nbs/58_interpretations.ipynb #ff3bf074
 EXPLAINERS = 'tokens', 'pairs', 'logits', 'chat', 'contrastive', 'labels'
 CHAT_SCORERS = dict(chat_detection=chat.ChatDetection, chat_fuzzing=chat.ChatFuzzing, chat_simulation=chat.ChatSimulation, intruder=chat.Intruder, surprisal=chat.Surprisal) # read with a language model
 SCORERS = dict(detection=LexicalDetection, fuzzing=LexicalFuzzing, simulation=Simulation, embedding=EmbeddingDetection, logits=LogitEffect, **CHAT_SCORERS)
@@ -56,6 +56,7 @@ class InterpretConfig:
     key_env:str = 'SAEBOOK_API_KEY' # name of the environment variable with the key
     labels:str|None = None   # of explainer: labels, the file
     seed:int = 0
+    retry:bool = False       # ask again what failed in an earlier call
     device:str|None = None   # 'cpu', 'cuda', ...; None: a GPU if there is one
 
     def __post_init__(self):
@@ -106,7 +107,7 @@ def coders_of(model, cfg:InterpretConfig): # loaded
     if len(named) < len(out): raise BadInput('two of the coders have the same module and folder name: rename a folder')
     return named
 
-# %% ../nbs/58_interpretations.ipynb #fb59af5b
+# %% ../nbs/58_interpretations.ipynb #d925611e
 def _model(cfg): # -> model, tokenizer
     model, tok = load_taught('base') if cfg.model is None else sites.load_model(cfg.model)
     return model.to(_device(cfg)), tok
@@ -121,13 +122,13 @@ def _contexts(cfg, tok):
     ctx = cache.contexts(tok, texts, cfg.context)
     return ctx[:max(2, int((ctx.use.sum(1).cumsum(0) <= cfg.n_tokens).sum()))]
 
-def _given(cfg, out): # features that were read before -> {name: `FeatureCache`}
-    found = {}
+def _given(cfg, out): # features that were read before -> [(name, `FeatureCache`)]
+    found = []
     for c in map(Path, cfg.caches):
-        if (c/'manifest.json').is_file(): found[c.name] = FeatureCache.open(c); continue
+        if (c/'manifest.json').is_file(): found.append((c.name, FeatureCache.open(c))); continue
         inside = sorted(p for p in c.iterdir() if p.is_dir()) if c.is_dir() else []
-        if own := [p for p in inside if (p/'manifest.json').is_file()]: found |= {p.name: FeatureCache.open(p) for p in own}
-        elif inside: found |= {p.name: FeatureCache.from_delphi(c, out/'features'/p.name, p.name, progress=False) for p in inside if any(p.glob('*_*.safetensors'))}
+        if own := [p for p in inside if (p/'manifest.json').is_file()]: found += [(p.name, FeatureCache.open(p)) for p in own]
+        elif inside: found += [(p.name, FeatureCache.from_delphi(c, out/'features'/p.name, p.name, progress=False)) for p in inside if any(p.glob('*_*.safetensors'))]
         else: raise BadInput(f'{str(c)!r} holds no cache of features: give the folder of a FeatureCache, one with several, or the folder above the modules of delphi')
     return found
 
@@ -139,7 +140,16 @@ def _read(cfg, out, model, tok, coders, progress): # -> {name: `FeatureCache`}
         for name, (coder, site) in coders.items():
             if coder is None: coder = Units(n := width(site), min(cfg.units_k, n))
             read[name] = FeatureCache.create(out/'features'/name, coder, (model, ctx), site, progress=progress)
-    return read | _given(cfg, out)
+    for name, c in _given(cfg, out):
+        if name in read: raise BadInput(f'two sets of features are called {name!r}: rename the folder of one')
+        read[name] = _known(c, name, cfg, model, tok)
+    return read
+
+def _known(c, name, cfg, model, tok): # is it of this tokenizer?
+    made, most = c.config['source'].get('model'), int(c.contexts().input_ids.max())
+    if cfg.model is None and made != cache._name(model): raise BadInput(f'{name!r} was not read from the model of the built-in world: give the model, whose tokenizer says what the features fire on')
+    if most >= len(tok): raise BadInput(f'{name!r} holds the token {most:,}, and this tokenizer has {len(tok):,}: give the model that the features were read from')
+    return c
 
 def _begin(cfg, out): # -> folder, model, tokenizer, {name: (coder, site)}
     model, tok = _model(cfg)
@@ -151,7 +161,7 @@ def cache_features(cfg:InterpretConfig, out, progress:bool=True): # a folder
     "Read the features of a configuration: {name: `FeatureCache`}, in OUT/features; config.json says how. The same call goes on where it was stopped. Raises `BadInput`."
     return _read(cfg, *_begin(cfg, out), progress)
 
-# %% ../nbs/58_interpretations.ipynb #5dd6b83e
+# %% ../nbs/58_interpretations.ipynb #e752d886
 def _generator(cfg, out): # answers of an endpoint are kept in `out`, and not asked for twice
     if not cfg.generator.startswith(('http://', 'https://')): g, tok = sites.load_model(cfg.generator); return HFGenerator(g.to(_device(cfg)), tok)
     HTTPGenerator(cfg.generator, cfg.generator_model, key_env=cfg.key_env).check()
@@ -169,13 +179,13 @@ def run_interpret(cfg:InterpretConfig, out, progress:bool=True): # a folder
     out, model, tok, coders = _begin(cfg, out)
     caches = _read(cfg, out, model, tok, coders, progress)
     if 'logits' in (cfg.explainer, *cfg.scorers) and (not_one := [n for n in caches if not isinstance(coders.get(n, [None])[0], SAE)]): raise BadInput(f'logits were asked for, and {not_one[0]} is no SAE or transcoder with directions: leave logits out, or look at coders alone')
-    how = {k: v for k, v in asdict(cfg).items() if k not in ('coders', 'units', 'feedforward', 'caches', 'device')} # one more module is no other experiment, nor is another machine
+    how = {k: v for k, v in asdict(cfg).items() if k not in ('coders', 'units', 'feedforward', 'caches', 'device', 'retry')} # one more module is no other experiment, nor is another machine or call
     at, reports = out_dir(out/f'{cfg.explainer}-{digest(how, n=6)}'), {}
     for name, c in caches.items():
         coder = coders.get(name, [None])[0]
         explainer, scorers = _readers(cfg, model, coder, generator)
         reports[name] = interpret(c, living(c, cfg.features, cfg.least, cfg.seed), explainer, scorers, tokenizer=tok, path=at/f'{name}.jsonl', seed=cfg.seed, n_train=cfg.n_train, n_test=cfg.n_test, length=cfg.length,
-                                  negatives=cfg.negatives, explained_by=cfg.explained_by, directions=coder.W_dec if cfg.negatives == 'similar' and isinstance(coder, SAE) else None, progress=progress)
+                                  negatives=cfg.negatives, explained_by=cfg.explained_by, directions=coder.W_dec if cfg.negatives == 'similar' and isinstance(coder, SAE) else None, retry=cfg.retry, progress=progress)
         reports[name].to_html(at/f'{name}.html', f'What the features of {name} mean')
     return _told(reports, at, cfg)
 

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['quoted_words', 'read_labels', 'HumanExplainer', 'Labels']
 
-# %% ../nbs/57_labels.ipynb #53eb7000
+# %% ../nbs/57_labels.ipynb #b9d4e167
 import json, os, re
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from . import views
 from .core import BadInput, digest
@@ -32,8 +34,8 @@ def quoted_words(text:str, tokenizer):
     ids, before = zip(*sorted(rows))
     return _table(ids, before, [1]*len(ids), [1]*len(ids), [0]*len(ids))
 
-# %% ../nbs/57_labels.ipynb #e1bb47e0
-def _of(records): return digest(records.features.manifest)
+# %% ../nbs/57_labels.ipynb #557dbac5
+def _of(records): return digest(records.features.manifest, np.packbits(records.held).tobytes()) # the cache, and which documents a labeller may see
 
 def read_labels(path): # a .jsonl file that `Labels` wrote
     "{feature: its last line}. Raises `BadInput` for a file of another kind; a line that was not written to its end is left out."
@@ -41,7 +43,7 @@ def read_labels(path): # a .jsonl file that `Labels` wrote
     if not path.is_file(): raise BadInput(f'{str(path)!r} is not there: give a file of labels, as Labels writes it')
     raw = path.read_bytes()
     try:
-        lines = [json.loads(l) for l in raw[:raw.rfind(b'\n') + 1].decode().splitlines()]
+        lines = [json.loads(l) for l in raw.split(b'\n')[:-1]]
         return {int(l['feature']): dict(text=str(l['text']), cache=str(l['cache'])) for l in lines}
     except (ValueError, TypeError, KeyError): raise BadInput(f'{str(path)!r} holds lines that are no labels: each is JSON with feature, text and cache') from None
 
@@ -55,12 +57,12 @@ class HumanExplainer:
         "The label, and its words in quotes as a table."
         label = read_labels(self.path).get(record.feature)
         if label is None: return Explanation('', None, dict(failed='nobody has labelled it'))
-        if label['cache'] != _of(record.source): raise BadInput(f'{str(self.path)!r} has labels of another cache (feature {record.feature}): give the cache that was labelled, or label this one')
+        if label['cache'] != _of(record.source): raise BadInput(f'{str(self.path)!r} has labels of another cache, or of another division of its documents (feature {record.feature}): give the cache that was labelled and the same seed and judged, or label this one')
         if not label['text']: return Explanation('', None, dict(failed='it was looked at and left without a label'))
         tok = record.source.tokenizer
         return Explanation(label['text'], quoted_words(label['text'], tok) if tok is not None else None)
 
-# %% ../nbs/57_labels.ipynb #54c55824
+# %% ../nbs/57_labels.ipynb #34590a4f
 class Labels:
     "Label features in a notebook, into a file of lines of JSON. Every widget is an attribute. Raises `BadInput` for a file with labels of another cache."
     def __init__(self, records:Records, features, path, # numbers of features; a .jsonl file, to go on with if it is there
@@ -71,7 +73,7 @@ class Labels:
         if not self.features: raise BadInput('no features were given to be labelled: give some numbers, such as living(cache)')
         self.said = read_labels(path) if self.path.is_file() else {}
         for f, l in self.said.items():
-            if l['cache'] != _of(records): raise BadInput(f'{str(path)!r} has labels of another cache: give another file')
+            if l['cache'] != _of(records): raise BadInput(f'{str(path)!r} has labels of another cache, or of another division of its documents (seed, judged): give another file')
         self.where, self.card = W.HTML(), W.HTML()
         self.text = W.Text(placeholder='What does it mean? Words in "quotes" can be looked up.', layout=W.Layout(width='560px'), continuous_update=False)
         self.back, self.save, self.skip = W.Button(description='Back'), W.Button(description='Save', button_style='primary'), W.Button(description='Skip', tooltip='Looked at, and without a label')

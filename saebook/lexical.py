@@ -6,8 +6,8 @@
 __all__ = ['look_up', 'piece', 'TokenStatistics', 'LexicalDetection', 'LexicalFuzzing', 'Simulation', 'tfidf_svd',
            'EmbeddingDetection', 'LogitEffect']
 
-# %% ../nbs/53_lexical.ipynb #215d973d
-import math
+# %% ../nbs/53_lexical.ipynb #9b13ab17
+import copy, inspect, math
 from dataclasses import dataclass
 
 import numpy as np, torch
@@ -21,7 +21,7 @@ from .records import Examples, Explanation, FeatureRecord, Records, ScoreResult,
 from .sae import SAE
 from .sites import Site
 
-# %% ../nbs/53_lexical.ipynb #7c9d643f
+# %% ../nbs/53_lexical.ipynb #f893cc2e
 @patch(as_prop=True)
 def counts(self:Records):
     "How often each token stands on the side that explains: [largest id + 1]."
@@ -47,7 +47,7 @@ def look_up(weights, ex:Examples, column:str='weight'): # or 'mean'; weights: of
     "What the table says of each token: [m, length]. A pair that is listed counts before the token alone; 0 for what is not in the table, and outside of text."
     if weights is None: raise BadInput('this explanation has no table of weights, only a text: score it with a scorer that reads, such as EmbeddingDetection')
     key = np.where((b := np.array(weights['before'], np.int64)) < 0, _pair(-2, weights['id']), _pair(b, weights['id']))
-    order = np.argsort(key); key, value = key[order], np.array(weights[column], float)[order]
+    order = np.argsort(key, kind='stable'); key, value = key[order], np.array(weights[column], float)[order]
     def find(k):
         if not len(key): return np.zeros(k.shape), np.zeros(k.shape, bool)
         i = np.searchsorted(key, k).clip(max=len(key) - 1)
@@ -93,11 +93,11 @@ class TokenStatistics:
         if self.context: rows = self._with_pairs(s, rows, ids, before, v)
         return Explanation(self._sentence(s, rows, mean, tok, before, v, p), _table(*rows), self._meta(s, before, v, p))
 
-# %% ../nbs/53_lexical.ipynb #08bf49be
+# %% ../nbs/53_lexical.ipynb #31819ab8
 @patch
 def _with_pairs(self:TokenStatistics, s, rows, ids, before, v):
     tok, _, _, mean, n = rows
-    known = np.isin(ids, tok)
+    known = np.isin(ids, tok) & (before >= 0) # -1 would be any token
     code, inv = np.unique(_pair(before[known], ids[known]), return_inverse=True)
     total = np.bincount(inv, v[known])
     keep = np.sort(np.argsort(-total, kind='stable')[:4*self.most]) # those with the largest part of what the feature says
@@ -146,7 +146,7 @@ class LexicalDetection:
         train, test = (look_up(explanation.weights, ex).max(1) if len(ex) else np.zeros(0) for ex in (record.train, record.test))
         return told(test, record.test, threshold(train, record.train), self.draws)
 
-# %% ../nbs/53_lexical.ipynb #04298b02
+# %% ../nbs/53_lexical.ipynb #8f7fb135
 @dataclass
 class LexicalFuzzing:
     "Are the marked tokens those at which the feature fires? Marks count as much as their mean weight. Score: AUROC; also the share of windows told right by whether most marked tokens are in the table."
@@ -154,7 +154,7 @@ class LexicalFuzzing:
     def score(self, record:FeatureRecord, explanation:Explanation):
         "Judge the explanation's table; no score for one that has none."
         if explanation.weights is None: return ScoreResult(math.nan, more=dict(why=_TEXT_ONLY))
-        ex, marks, right = fuzzed(record.test, self.seed)
+        ex, marks, right = fuzzed(record.test, self.seed, feature=record.feature)
         lost = int(record.test.active.sum()) - len(ex)
         if not right.any() or right.all(): return ScoreResult(math.nan, len(ex), lost, more=dict(why='fewer than two windows to mark'))
         w = look_up(explanation.weights, ex)
@@ -189,7 +189,7 @@ class Simulation:
         low, high = metrics.bootstrap(pearson, ex.group, self.draws) if self.draws else (math.nan, math.nan)
         return ScoreResult(pearson(np.ones(len(ex))), len(ex), lost, low, high)
 
-# %% ../nbs/53_lexical.ipynb #db42492d
+# %% ../nbs/53_lexical.ipynb #dcb89989
 def tfidf_svd(texts, dims:int=100, seed:int=0): # to be fitted on
     "A function from texts to vectors [texts, dims]: TF-IDF of groups of two to four letters within words, then a truncated SVD."
     from sklearn.decomposition import TruncatedSVD
@@ -202,13 +202,16 @@ def tfidf_svd(texts, dims:int=100, seed:int=0): # to be fitted on
 @dataclass
 class EmbeddingDetection:
     "In which windows does the feature fire? A window counts as much as the cosine between its text's vector and that of the explanation. Score: AUROC."
+    needs_text = True
     embed: object = None # texts -> [texts, d]; None: `tfidf_svd` of windows to explain from
     draws: int = 200
     def score(self, record:FeatureRecord, explanation:Explanation):
         "Judge the explanation's text."
         s = record.source; _needs_text(s)
+        if not explanation.text.strip(): return ScoreResult(math.nan, more=dict(why='the explanation is empty'))
         embed = self.embed or s.embedding
-        vectors = np.asarray(embed([explanation.text, *record.test.texts(s.tokenizer)]), float)
+        vectors = embed([explanation.text, *record.test.texts(s.tokenizer)])
+        vectors = vectors.detach().cpu().double().numpy() if isinstance(vectors, torch.Tensor) else np.asarray(vectors, float)
         if len(vectors) != len(record.test) + 1: raise BadInput(f'the embedding gave {len(vectors)} vectors for {len(record.test) + 1} texts: it should give one a text')
         v = vectors/np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return told(v[1:] @ v[0], record.test, draws=self.draws)
@@ -221,7 +224,7 @@ def embedding(self:Records):
         self.made['embed'] = tfidf_svd(self._examples(w, np.full(len(w), -1), *(np.zeros(0, int),)*3).texts(self.tokenizer))
     return self.made['embed']
 
-# %% ../nbs/53_lexical.ipynb #1006801a
+# %% ../nbs/53_lexical.ipynb #e0631211
 def _gain(model, d): # a direction as the final norm passes it on, up to the length of the activation
     base = getattr(model, model.base_model_prefix, model)
     norm = [m for m in base.children() if 'norm' in type(m).__name__.lower() and getattr(m, 'weight', None) is not None]
@@ -231,23 +234,25 @@ def _gain(model, d): # a direction as the final norm passes it on, up to the len
 
 class LogitEffect:
     """Explains a feature by the tokens that its decoder direction promotes; scores an explanation by whether the logits of the tokens it names fall, more than others, where the feature is ablated. Score: AUROC over the vocabulary, averaged over windows.
-    Raises `BadInput` for a coder that writes another width than the model reads out."""
+    To score its own explanations is no test of these, since both read the same direction: it tells how far a direction's tokens are what its ablation changes. Raises `BadInput` for a coder that writes another width than the model reads out, and for one that did not make the cache."""
     def __init__(self, model, coder:SAE, # an SAE or transcoder, that of the cache
                  top:int=10,             # tokens that are named
                  windows:int=16, batch:int=8, # windows in which it is ablated, at most; contexts in one forward pass
                  draws:int=200):
-        self.model, self.coder, self.top, self.windows, self.batch, self.draws = sites.unwrap(model), coder, top, windows, batch, draws
+        self.model, self.top, self.windows, self.batch, self.draws = sites.unwrap(model), top, windows, batch, draws
         head = self.model.get_output_embeddings() if hasattr(self.model, 'get_output_embeddings') else None
         if head is None: raise BadInput(f'a {type(self.model).__name__} has no unembedding: give a causal language model')
         if not isinstance(coder, SAE): raise BadInput(f'a {type(coder).__name__} was given: give an SAE or a transcoder, which has decoder directions')
         if coder.d_out != head.weight.shape[1]: raise BadInput(f'the coder writes {coder.d_out} dimensions and the unembedding reads {head.weight.shape[1]}: give a coder of the residual stream, or of a module that writes there')
-        self.head = head
+        self.head, self.coder = head, copy.deepcopy(coder).to(head.weight.device, torch.float32) # a copy: it is frozen, and may have to move
+        self._name = cache._name(coder)
     @property
-    def config(self): return dict(model=cache._name(self.model), coder=cache._name(self.coder), top=self.top, windows=self.windows, batch=self.batch, draws=self.draws)
+    def config(self): return dict(model=cache._name(self.model), coder=self._name, top=self.top, windows=self.windows, batch=self.batch, draws=self.draws)
 
     @torch.no_grad()
     def explain(self, record:FeatureRecord):
         "The tokens it promotes, and how much per unit (up to the length of the activation)."
+        self._fits(record)
         tok = record.source.tokenizer
         w = _gain(self.model, self.coder.W_dec[record.feature].float()) @ self.head.weight.float().T
         v, i = w.topk(self.top)
@@ -257,6 +262,7 @@ class LogitEffect:
     @torch.no_grad()
     def score(self, record:FeatureRecord, explanation:Explanation):
         "Ablate the feature in windows to judge by; also the mean change of the named logits, in nats against the mean of all."
+        self._fits(record)
         w = explanation.weights or {}
         named = [i for i, b, x in sorted(zip(w.get('id', []), w.get('before', []), w.get('weight', [])), key=lambda t: -t[2]) if b < 0 and x > 0][:self.top]
         ex = record.test[np.flatnonzero(record.test.active)]
@@ -268,14 +274,24 @@ class LogitEffect:
         low, high = metrics.bootstrap(lambda c: float((c*each).sum()/c.sum()), ex.group, self.draws) if self.draws else (math.nan, math.nan)
         return ScoreResult(float(each.mean()), len(ex), 0, low, high, dict(change=float((fall[:, label].mean(1) - fall.mean(1)).mean())))
 
+    def _fits(self, record):
+        of = record.source.features.config['coder']
+        if of['digest'] and of != self._name: raise BadInput(f"the coder given to LogitEffect is not the {of['kind']} that made this cache: give that one")
+
     def _fall(self, record, ex): # of every logit, where the feature is strongest in each window: [windows, vocabulary]
         s, at = record.source, ex.start + ex.acts.argmax(1)
-        n = at.max() + 1 # what comes later changes nothing
+        n, asked = at.max() + 1, np.unique(at) # what comes later changes nothing
         inputs = dict(input_ids=torch.from_numpy(s.ids[ex.row, :n].astype(np.int64)), attention_mask=(torch.arange(n) < torch.as_tensor(s.real[ex.row])[:, None]).long())
         site = s.features.site
-        ablate = Intervention(f := SAEFeaturizer(self.coder), FixedMask(self.coder.n, [record.feature]), 'zero')
+        ablate = Intervention(f := SAEFeaturizer(self.coder), FixedMask(self.coder.n, [record.feature]), 'zero').to(self.head.weight.device)
         site = Site(site.path) if f.reads else site # a transcoder reads its module's input and writes its output
-        says = lambda: sites.forward(self.model, inputs).logits[torch.arange(len(ex)), torch.as_tensor(at)].float().cpu()
-        clean = says()
-        with intervene(self.model, {site: ablate}): changed = says()
+        few = 'logits_to_keep' in inspect.signature(self.model.forward).parameters # those of all places would be a vocabulary each
+        def says():
+            logits = sites.forward(self.model, inputs | (dict(logits_to_keep=torch.as_tensor(asked)) if few else {})).logits
+            return logits[torch.arange(len(ex)), torch.as_tensor(np.searchsorted(asked, at) if few else at)].float().cpu()
+        training = self.model.training; self.model.eval()
+        try:
+            clean = says()
+            with intervene(self.model, {site: ablate}): changed = says()
+        finally: self.model.train(training)
         return (clean - changed).numpy()

@@ -87,7 +87,7 @@ class FeatureRecord:
     source: object # the `Records` it comes from
     def __repr__(self): return f'feature {self.feature}: fires at {self.firings:,} tokens ({self.density:.2%}); to explain: {self.train!r}; to judge: {self.test!r}'
 
-# %% ../nbs/52_records.ipynb #8263019d
+# %% ../nbs/52_records.ipynb #a7d1dadf
 CHOICES, NEGATIVES = ('quantile', 'top', 'random'), ('random', 'similar', 'cooccurring')
 
 def _choose(best, n, by, quantiles, rng): # the strongest activation of each of some windows
@@ -120,7 +120,9 @@ class Records:
         self.features, self.tokenizer, self.length, self.n, self.seed, self.made = features, tokenizer, length, dict(train=n_train, test=n_test), seed, {}
         self.negatives, self.by, self.directions, self.quantiles, self.neighbours = negatives, dict(train=explained_by, test=judged_by), directions, quantiles, neighbours
         ctx = features.contexts()
-        self.ids, self.use, self.group = (np.asarray(t) for t in (ctx.input_ids.int(), ctx.use, ctx.group))
+        self.ids, self.counted, self.group = (np.asarray(t) for t in (ctx.input_ids.int(), ctx.use, ctx.group))
+        self.use = self.counted if tokenizer is None else self.counted & ~np.isin(self.ids, tokenizer.all_special_ids) # in caches of others these may count as text
+        self.group = _same(self.ids, self.group)
         self.real = np.asarray(ctx.attention_mask.sum(1))
         seq = self.ids.shape[1]; starts = np.arange(0, seq, length)
         used = np.add.reduceat(self.use, starts, 1)
@@ -129,10 +131,16 @@ class Records:
         self.number = np.where(kept, kept.cumsum().reshape(kept.shape) - 1, -1) # [rows, windows a row] of each window that counts, in reading order
         self.row, self.start = kept.nonzero()[0], starts[kept.nonzero()[1]]
         self.held = _held(self.group, judged, seed) # [rows]
+        if len(set(self.group)) < 5: self.group = np.arange(len(self.group)) # of so few documents rows are resampled
         self.sides = dict(train=~self.held[self.row], test=self.held[self.row]) # [windows]
-        self.first = np.append(0, self.use.sum(1).cumsum()) # number of each row's first token in the cache
+        self.first = np.append(0, self.counted.sum(1).cumsum()) # number of each row's first token in the cache
     def __len__(self): return self.features.n
     def __repr__(self): return f"{len(self.row):,} windows of {self.length} tokens, {int(self.sides['test'].sum()):,} of them to judge by; {self.negatives} negatives; {self.features!r}"
+
+def _same(ids, group): # documents that begin with the same context are one: a copy on the other side would judge what it has explained
+    first, name = np.unique(group, return_index=True)[1], {}
+    of = {group[i]: name.setdefault(ids[i].tobytes(), group[i]) for i in first}
+    return np.array([of[g] for g in group])
 
 def _held(group, share, seed): # whole documents; of fewer than five the last rows, as in `cache.split`
     if not 0 < share < 1: raise BadInput(f'judged={share} was given: give the part of the documents to judge by, between 0 and 1')
@@ -141,12 +149,13 @@ def _held(group, share, seed): # whole documents; of fewer than five the last ro
     if held.all(): raise BadInput(f'the cache has {len(group)} context(s), too few to explain from some and judge by others: give more text or shorter contexts')
     return held
 
-# %% ../nbs/52_records.ipynb #0d289f62
+# %% ../nbs/52_records.ipynb #4e8edfd7
 @patch
 def fires(self:Records, feature): # its number
     "Where it fires: rows, positions, values; the windows in which it does, in order, and the strongest value in each."
     r, p, v = (np.asarray(t) for t in self.features.feature(feature))
-    if (v <= 0).any(): r, p, v = r[v > 0], p[v > 0], v[v > 0] # of a neuron that can be negative, only its positive side is a feature
+    ok = (v > 0) & self.use[r, p] # of a neuron that can be negative, only its positive side is a feature
+    r, p, v = r[ok], p[ok], v[ok]
     w = self.number[r, p//self.length]
     inside = w >= 0
     at, first = np.unique(w[inside], return_index=True) # in reading order, so windows are in order as well
@@ -200,24 +209,26 @@ def _repr_html_(self:FeatureRecord): return f'<style>{views.CARD_CSS}</style>{se
 def _needs_text(records):
     if records.tokenizer is None: raise BadInput('this needs the windows as text, and no tokenizer was given: give tokenizer= to Records or interpret')
 
-# %% ../nbs/52_records.ipynb #b15b0f23
+# %% ../nbs/52_records.ipynb #793df7ec
 @patch
 def nearest(self:Records, feature:int, kind:str='similar'): # or 'cooccurring'
     "The numbers of the nearest other features, nearest first: by `directions` if there are some, else those that fire at the same tokens; 'cooccurring': in the same windows. Told from the side that explains alone."
     if one_of('kind of neighbour', kind, NEGATIVES[1:]) == 'similar' and self.directions is not None:
-        D = self.directions.detach().cpu().float() if isinstance(self.directions, torch.Tensor) else torch.as_tensor(np.asarray(self.directions, np.float32))
-        cos = torch.nn.functional.normalize(D, dim=1) @ torch.nn.functional.normalize(D[feature], dim=0)
+        if 'directions' not in self.made:
+            D = self.directions.detach().cpu().float() if isinstance(self.directions, torch.Tensor) else torch.as_tensor(np.asarray(self.directions, np.float32))
+            self.made['directions'] = torch.nn.functional.normalize(D, dim=1)
+        cos = self.made['directions'] @ self.made['directions'][feature]
         cos[feature] = -math.inf
         return cos.argsort(descending=True)[:self.neighbours].tolist()
     rng = np.random.default_rng([self.seed, int(feature), 2])
     r, p, v, at, _ = self.fires(feature)
     if kind == 'similar':
         mine = np.flatnonzero(~self.held[r]); mine = rng.permutation(mine)[:2000]
-        tokens = [self.first[a] + self.use[a, :b].sum() for a, b in zip(r[mine], p[mine])]
+        tokens = [self.first[a] + self.counted[a, :b].sum() for a, b in zip(r[mine], p[mine])]
         among = np.arange(len(tokens))
     else:
         at = rng.permutation(at[self.sides['train'][at]])[:2000//self.length]
-        per = [self.first[a] + self.use[a, :s].sum() + np.arange(self.use[a, s:s + self.length].sum()) for a, s in zip(self.row[at], self.start[at])]
+        per = [self.first[a] + self.counted[a, :s].sum() + np.arange(self.counted[a, s:s + self.length].sum()) for a, s in zip(self.row[at], self.start[at])]
         tokens, among = np.concatenate([*per, []]).astype(int), np.repeat(np.arange(len(per)), list(map(len, per)))
     if not len(tokens): return []
     code = self.features[np.asarray(tokens)]
@@ -268,12 +279,12 @@ class ScoreResult:
     high: float = math.nan # 95 % interval, under resampling of documents
     more: dict = field(default_factory=dict) # further figures; `why` there is no score
 
-# %% ../nbs/52_records.ipynb #d4822396
+# %% ../nbs/52_records.ipynb #34336fa1
 def told(score, ex:Examples, # a number a window [m]; the windows
          cut=None, draws:int=200, failures:int=0): # above the cut a window is taken for one where the feature fires; of the interval, 0: none; examples that were lost
     "Which windows have the feature? A `ScoreResult`: AUROC with its interval (documents resampled), and with a cut balanced accuracy."
     y = ex.active
-    if not y.any() or y.all(): return ScoreResult(math.nan, len(y), failures, more=dict(why=f"{'every' if y.any() else 'no'} window to judge by has the feature"))
+    if not y.any() or y.all(): return ScoreResult(math.nan, len(y), failures, more=dict(why='every window to judge by has the feature: there is no silent one of the kind asked for' if y.any() else 'no window to judge by has the feature'))
     low, high = metrics.bootstrap(lambda w: metrics.auroc(score, y, w), ex.group, draws) if draws else (math.nan, math.nan)
     more = {} if cut is None else dict(balanced_accuracy=balanced_accuracy((score > cut) == y, y.astype(int)))
     return ScoreResult(metrics.auroc(score, y), len(y), failures, low, high, more)
@@ -285,11 +296,12 @@ def threshold(score, ex:Examples): # [m], of the examples to explain from
     at = np.unique(score); mid = np.append((at[1:] + at[:-1])/2, at[0] - 1)
     return float(mid[np.argmax([balanced_accuracy((score > t) == y, y.astype(int)) for t in mid])])
 
-# %% ../nbs/52_records.ipynb #5aebcbc5
-def fuzzed(ex:Examples, seed:int=0, above:float=.3): # tokens count as firing above this part of the window's largest activation
+# %% ../nbs/52_records.ipynb #929eeee1
+def fuzzed(ex:Examples, seed:int=0, above:float=.3, feature:int=0): # tokens count as firing above this part of the window's largest activation; dice of its own for each feature
     "Windows in which the feature fires, marks on some of their tokens [m, length], and whether these are right [m]. Wrong marks are as many, on tokens where it is silent; a window without such tokens is left out."
-    rng, ex = np.random.default_rng([seed, 3]), ex[ex.active]
-    marks, right = ex.acts > above*ex.acts.max(1, keepdims=True, initial=0), rng.permutation(len(ex)) % 2 == 0
+    rng, ex = np.random.default_rng([seed, feature, 3]), ex[ex.active]
+    right = rng.permuted(np.tile([True, False], (len(ex)//2 + 1, 1)), axis=1).ravel()[:len(ex)] # one of each two neighbours: neither kind is the stronger
+    marks = ex.acts > above*ex.acts.max(1, keepdims=True, initial=0)
     keep = np.ones(len(ex), bool)
     for i in np.flatnonzero(~right):
         silent = np.flatnonzero((ex.acts[i] == 0) & ex.use[i])

@@ -248,3 +248,100 @@ def test_the_word_before_explains_more_of_them(stories):
         more = (b.score - a.score)[a.scorer == k]
         assert more.median() > .05 and (more > 0).mean() > .9
     assert abs(b.control[b.scorer == 'LexicalDetection'].median() - .5) < .05
+
+# --- what is easily got wrong
+
+def test_odd_line_breaks_in_a_text_do_not_damage_a_report(cache_, tmp_path):
+    class Says:
+        def explain(self, r): return Explanation('one\u2028two\x85three', dict(id=[7], before=[-1], weight=[1.], mean=[1.], n=[1]))
+    go = lambda: interpret(cache_, [0, 1], Says(), LexicalDetection(0), length=12, path=tmp_path/'r.jsonl', progress=False)
+    assert go().frame.equals(go().frame) and Interpretation.load(tmp_path/'r.jsonl').explanation(0).text == 'one\u2028two\x85three'
+
+def test_what_failed_is_asked_again_if_wished(cache_, tmp_path):
+    up, asked = [], []
+    class Sometimes:
+        def explain(self, r):
+            asked.append(r.feature)
+            return TokenStatistics().explain(r) if up or r.feature == 0 else Explanation('', None, dict(failed='no connection'))
+    go = lambda **kw: interpret(cache_, [0, 1, 4], Sometimes(), LexicalDetection(0), length=12, path=tmp_path/'r.jsonl', progress=False, **kw)
+    f = go().frame
+    assert f.failures.tolist() == [0, *f.n[:0], *[len(Records(cache_, length=12)[i].test) for i in (1, 4)]] and f.score.isna().tolist() == [False, True, True]
+    up.append(1)
+    assert go().frame.equals(f) and asked == [0, 1, 4]
+    again = go(retry=True)
+    assert asked == [0, 1, 4, 1, 4] and again.frame.score.notna().all() and again.frame.feature.tolist() == [0, 1, 4] and Interpretation.load(tmp_path/'r.jsonl').frame.equals(again.frame)
+
+def test_an_unfinished_report_can_be_looked_at(cache_, tmp_path):
+    interpret(cache_, [0, 1], TokenStatistics(), LexicalDetection(0), length=12, path=tmp_path/'r.jsonl', progress=False)
+    lines = (tmp_path/'r.jsonl').read_text().splitlines(keepends=True)
+    (tmp_path/'r.jsonl').write_text(''.join(lines[:2]))
+    r = Interpretation.load(tmp_path/'r.jsonl')
+    assert r.summary().features.tolist() == [0] and 'LexicalDetection' in r._repr_html_() and r.to_html(tmp_path/'r.html').is_file()
+
+def test_another_tokenizer_or_another_embedding_is_another_interpretation(cache_, tmp_path):
+    class Tok:
+        all_special_ids, unk_token_id = [], None
+        def __init__(self, sep): self.sep = sep
+        def get_vocab(self): return {f'{self.sep}{i}': i for i in range(60)}
+        def decode(self, ids, **kw): return ''.join(f'{self.sep}{i}' for i in ids)
+        def convert_ids_to_tokens(self, i): return f'{self.sep}{i}'
+        def batch_decode(self, rows, **kw): return [self.decode(r) for r in rows]
+    class Embed:
+        def __init__(self, n): self.n = n
+        def encode(self, texts): return np.array([[len(t) % self.n, 1] for t in texts])
+    go = lambda tok, n: interpret(cache_, [0, 1], TokenStatistics(), EmbeddingDetection(Embed(n).encode, 0), tokenizer=tok, length=12, shown=0, path=tmp_path/'r.jsonl', progress=False)
+    go(Tok(' '), 3); go(Tok(' '), 3)
+    with pytest.raises(BadInput, match='tokenizer='): go(Tok('_'), 3)
+    with pytest.raises(BadInput, match='scorers='): go(Tok(' '), 5)
+
+def test_equal_documents_are_on_one_side(tmp_path):
+    c = made(tmp_path/'c', planted, 5, rows=120, docs=np.arange(120))
+    ctx = c.contexts()
+    twice = Contexts(*(torch.cat([t, t]) for t in (ctx.input_ids, ctx.attention_mask, ctx.use)), np.arange(240))
+    m = Given(planted, 5); c = FeatureCache.create(tmp_path/'twice', type('Coder', (), dict(n=5, d_in=5, encode=lambda self, x: pack(x)))(), (m.eval(), twice), Site('site'), progress=False)
+    r = Records(c, length=12, n_train=None, n_test=None)[0]
+    assert not {x.tobytes() for x in r.train.ids} & {x.tobytes() for x in r.test.ids}
+
+def test_one_document_still_has_intervals(tmp_path):
+    c = made(tmp_path/'c', planted, 5, docs=np.zeros(300, int))
+    s = LexicalDetection().score(r := Records(c, length=12)[1], TokenStatistics().explain(r))
+    assert s.low < s.score < s.high or s.high == s.score == 1
+    assert not set(r.train.row) & set(r.test.row)
+
+def test_special_tokens_of_a_foreign_cache_are_no_text(tmp_path):
+    c = made(tmp_path/'c', lambda ids: torch.stack([ids == 7, ids == 5], -1).float(), 2)
+    class Tok: all_special_ids = [5]
+    r = Records(c, Tok(), length=12)
+    assert r[1].firings == 0 and not (r[0].train.use & (r[0].train.ids == 5)).any() and (r[0].train.ids == 5).any()
+    plain = Records(c, length=12)
+    near = lambda rec: rec.nearest(0, 'cooccurring')
+    assert near(plain) == near(r) == [1] # tokens of the cache are numbered as they were
+
+def test_a_pair_at_the_beginning_is_not_taken_for_any_token(tmp_path):
+    ids = torch.randint(8, 60, (200, 20), generator=torch.Generator().manual_seed(0)); ids[:100, 0] = 7; ids[100:, 5] = 7
+    use = torch.ones_like(ids).bool()
+    m = Given(lambda i: ((i == 7) & (torch.arange(i.shape[1]) == 0))[..., None].float(), 1)
+    c = FeatureCache.create(tmp_path/'c', type('Coder', (), dict(n=1, d_in=1, encode=lambda self, x: pack(x)))(), (m.eval(), Contexts(ids, use.long(), use, np.arange(200))), Site('site'), progress=False)
+    e = TokenStatistics(context=True).explain(Records(c, length=10)[0])
+    assert len(set(zip(e.weights['id'], e.weights['before']))) == len(e.weights['id']) == 1
+
+def test_right_marks_are_no_stronger_than_wrong_ones_and_differ_between_features(cache_):
+    ex = Records(cache_, length=12)[0].test
+    rights = [records.fuzzed(ex, feature=f)[2] for f in range(40)]
+    n = len(rights[0])
+    assert all(abs(r.sum() - n/2) <= .5 and abs(np.flatnonzero(r).mean() - (n - 1)/2) <= .76 for r in rights) and len({r.tobytes() for r in rights}) == 40
+
+def test_a_foreign_coder_is_refused_where_logits_are_asked_about(lm, tmp_path):
+    site = sites.site(lm, 0); a, b = (SAE(16, 24, k=4, site=site, seed=s) for s in (0, 1))
+    ids = torch.randint(2, 60, (60, 20), generator=torch.Generator().manual_seed(0)); use = torch.ones(60, 20, dtype=torch.bool)
+    c = FeatureCache.create(tmp_path/'c', a, (lm, Contexts(ids, use.long(), use, np.arange(60))), progress=False)
+    r = Records(c, length=10)[living(c, 1, 1)[0]]
+    with pytest.raises(BadInput, match='is not the SAE that made this cache'): LogitEffect(lm, b).explain(r)
+    assert LogitEffect(lm, a).explain(r).weights and all(p.requires_grad for p in a.parameters()) # nobody froze it
+
+def test_features_are_whole_numbers(cache_):
+    go = lambda f: interpret(cache_, f, TokenStatistics(), LexicalDetection(0), length=12, progress=False).frame.feature.tolist()
+    assert go(1) == go(np.int64(1)) == go(torch.tensor([1])) == [1]
+    with pytest.raises(BadInput, match='whole numbers'): go([1.5])
+    with pytest.raises(BadInput, match='unknown feature 5: this cache has 0 to 4'): go([0, 5])
+    with pytest.raises(BadInput, match='no tokenizer was given'): interpret(cache_, [0], TokenStatistics(), EmbeddingDetection())

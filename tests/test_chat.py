@@ -10,7 +10,7 @@ from saebook.autointerp import ChatDetection, ChatExplainer, ChatFuzzing, ChatSi
 from saebook.core import BadInput
 from saebook.generators import Completion, _chosen
 from saebook.lm import new_lm, train_tokenizer
-from saebook.records import Examples, FeatureRecord, MEANINGS, known_features
+from saebook.records import Examples, FeatureRecord, MEANINGS, fuzzed, known_features
 from saebook.world import World, words
 
 FOX, WEARS = MEANINGS.index('fox'), MEANINGS.index('wears')
@@ -31,7 +31,7 @@ def says(prompt):
     marked = [re.findall('<<(.*?)>>', r) for r in rows]
     if '[EXPLANATION]' in above: return f'[EXPLANATION]: The word "{Counter(sum(marked, [])).most_common(1)[0][0]}"'
     if any(marked): return [int(all(m in words for m in ms)) for ms in marked]
-    return [int(any(w in r.split() for w in words)) for r in rows]
+    return [int(any(w in r.split() for w in words) != ('without' in above)) for r in rows]
 
 def reading(asked): return str(says(asked['messages'][-1]['content']))
 
@@ -63,16 +63,12 @@ class Saying:
         got = self.complete(chats)
         return _chosen(tuple(options), [None]*len(got), [None if c.error else list(options).index(c.text) for c in got], [c.error for c in got])
 
-def opposite(record, tok):
-    on, off = ({w for t in record.test[record.test.active == k].texts(tok) for w in t.split()} for k in (True, False))
-    return ' or '.join(f'"{w}"' for w in sorted(off - on))
-
 # --- a server that reads only what it is sent
 
 @pytest.mark.parametrize('batch', [1, 5, 7, 1000])
-def test_a_right_explanation_is_right_another_is_chance_and_the_opposite_is_wrong_through_all_that_a_server_does(records, known, batch):
+def test_a_right_explanation_is_right_another_is_chance_and_the_opposite_is_wrong_through_all_that_a_server_does(records, batch):
     r, scores = records[FOX], {}
-    for k, text in dict(right='"fox" or "foxes"', another='"router"', opposite=opposite(r, known[1])).items():
+    for k, text in dict(right='"fox" or "foxes"', another='"router"', opposite='texts without "fox" or "foxes"').items():
         with serving(moody, reading) as (server, url):
             g = http(url, retries=12)
             s = scores[k] = ChatDetection(g, batch).score(r, Explanation(text))
@@ -89,7 +85,7 @@ def test_interpret_explains_and_judges_through_it_tells_every_failure_and_keeps_
     f = r.frame
     assert f.explanation[::3].tolist() == [f'The word "{w}"' for w in meaning[:4]]
     by = f.groupby('scorer')
-    assert (f[f.scorer != 'ChatSimulation'].score == 1).all() and (by.score.min()['ChatSimulation'] > .99) and f[f.scorer == 'ChatDetection'].control.between(.4, .6).all()
+    assert (f[f.scorer != 'ChatSimulation'].score == 1).all() and (by.score.min()['ChatSimulation'] > .99) and abs(f[f.scorer == 'ChatDetection'].control.mean() - .5) < .1
     rec = Records(features, tok, length=16, n_test=25)
     for i, n, lost in f[f.scorer == 'ChatDetection'][['feature', 'n', 'failures']].itertuples(index=False): assert n + lost == len(rec[i].test)
     assert by.failures.sum().min() > 0 and r.summary().failures.tolist() == by.failures.sum()[r.summary().scorer].tolist()
@@ -125,7 +121,8 @@ def test_the_order_of_the_examples_is_the_features_alone(records, scorer):
     r, a, b = records[FOX], Saying(says), Saying(says)
     scorer(a, 7).score(r, Explanation('"fox"')); records[WEARS]; scorer(b, 7).score(records[FOX], Explanation('"dog"'))
     below = lambda g: [p.split('Examples:\n')[1] for p in g.asked]
-    assert below(a) == below(b) and len(a.asked[-1].split('Examples:\n')[1].split('\n')) == {ChatDetection: len(r.test), ChatFuzzing: 44}[scorer] % 7
+    n = len(r.test) if scorer is ChatDetection else len(fuzzed(r.test, feature=FOX)[0])
+    assert below(a) == below(b) and len(a.asked[-1].split('Examples:\n')[1].split('\n')) == (n - 1) % 7 + 1 # the last batch, however short
     y = {t: k for t, k in zip(chat._texts(r, r.test), r.test.active)} # windows where it fires and where it doesn't are mixed
     if scorer is ChatDetection: assert len({y[l.split('. ', 1)[1]] for l in below(a)[0].split('\n')}) == 2
     c = Saying(says); scorer(c, 7, seed=1).score(r, Explanation('"fox"'))

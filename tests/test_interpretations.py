@@ -115,3 +115,17 @@ def test_an_endpoint_explains_and_judges_and_is_paid_once(home, tmp_path, monkey
     monkeypatch.setenv('A_KEY', 'wrong')
     with serving(lambda h, n, asked: h.send(401, b'{"error": {"message": "wrong key"}}')) as (server, url), pytest.raises(BadInput, match='401: wrong key'): run_interpret(config(home, units=['gpt_neox.layers.1'], scorers=['chat_detection'], generator=url, generator_model='r', key_env='A_KEY'), tmp_path/'p', progress=False)
     assert not (tmp_path/'p').exists()
+
+def test_features_of_others_are_not_taken_for_the_worlds_nor_for_those_at_hand(home, tmp_path):
+    own = dict(SMALL, units=['gpt_neox.layers.3.mlp.act'])
+    cache_features(InterpretConfig(**own), tmp_path/'world', progress=False)
+    cache_features(config(home, units=own['units']), tmp_path/'other', progress=False)
+    given = lambda d, **kw: run_interpret(InterpretConfig(**SMALL | kw, caches=[str(tmp_path/d/'features')]), tmp_path/'o', progress=False)
+    assert len(given('world')) == 1
+    with pytest.raises(BadInput, match='not read from the model of the built-in world'): given('other')
+    with pytest.raises(BadInput, match='two sets of features are called'): given('world', units=own['units'])
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    tok = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({'a': 0, 'b': 1, '[U]': 2}, '[U]')), unk_token='[U]')
+    model, _ = load_taught('base'); model.save_pretrained(tmp_path/'m'); tok.save_pretrained(tmp_path/'m')
+    with pytest.raises(BadInput, match='and this tokenizer has 3'): given('other', model=str(tmp_path/'m'))

@@ -189,12 +189,12 @@ def run_interpret(cfg:InterpretConfig, out, progress:bool=True): # a folder
         reports[name].to_html(at/f'{name}.html', f'What the features of {name} mean')
     return _told(reports, at, cfg)
 
-# %% ../nbs/58_interpretations.ipynb #5aa6289c
+# %% ../nbs/58_interpretations.ipynb #9f88de36
 def _told(reports, at, cfg): # {module: `Interpretation`}, a folder -> the medians
     frame = pd.concat({k: r.frame for k, r in reports.items()}, names=['module']).reset_index('module')
     medians = pd.concat({k: r.summary() for k, r in reports.items()}, names=['module']).reset_index('module')
     with atomic(at/'scores.csv') as tmp: frame.to_csv(tmp, index=False)
-    shown = _medians_html(medians, module=lambda m: f'<a href="{esc(m)}.html">{esc(m)}</a>')
+    shown = _medians_html(medians, module=lambda m: f"<a href='{esc(m)}.html'>{esc(m)}</a>")
     pictures = ''.join(f'<figure>{views.svg(plot_scores(reports, k))}<figcaption>{esc(k)}. A dot a feature. Blue: its own explanation; grey: another feature’s. Upright lines are medians, bars their 95 % intervals.</figcaption></figure>' for k in cfg.scorers)
     lead = f'<p class="soft">{esc(cfg.explainer)} explain; {len(reports)} module{"s" if len(reports) > 1 else ""}, up to {cfg.features} features each, nobody picked them; {esc(Path(cfg.text).name if cfg.text else "the built-in world")}</p>'
     with atomic(at/'index.html') as tmp: tmp.write_text(html_page('What the features mean', f'<div class="wide">{shown}</div>{pictures}', 'figure { margin: 1rem 0; } figcaption { font-size: .85rem; color: var(--soft); }', lead), encoding='utf-8')

@@ -43,7 +43,7 @@ def test_every_kind_of_feature_on_the_same_texts(home, tmp_path):
     assert len({len(c) for c in caches.values()}) == 1 and caches['gpt_neox.layers.2.mlp'].site.side == 'input' and len(next(iter(caches.values()))) <= 8000
     page = Path(medians.attrs['page'])
     assert {f.name for f in page.parent.iterdir()} == {'index.html', 'scores.csv'} | {f'{n}.{e}' for n in medians.module for e in ('html', 'jsonl')}
-    assert not re.search(r'(src|href)="?(https?:)?//', page.read_text()) and set(re.findall(r'href="([^"#]+)"', page.read_text())) == {f'{n}.html' for n in medians.module}
+    assert not re.search(r'''(src|href)=["']?(https?:)?//''', page.read_text()) and set(re.findall(r"href='([^'#]+)'", page.read_text())) == {f'{n}.html' for n in medians.module}
     assert len(pd.read_csv(page.parent/'scores.csv')) == 30
     before = {f: f.read_bytes() for f in (tmp_path/'out').rglob('*.*') if f.suffix in ('.jsonl', '.safetensors')}
     again = run_interpret(cfg, tmp_path/'out', progress=False)

@@ -250,13 +250,18 @@ def ravel_gate(model, known:pd.DataFrame, layers=None, # None: all
         rows.append(dict(layer=layer, cause=np.mean([r['cause'] for r in got]), isolate=np.mean([r['isolate'] for r in got])))
     return pd.DataFrame(rows).assign(open=lambda d: d.cause >= bar)
 
-# %% ../nbs/11_ravel.ipynb #400dbe91
+# %% ../nbs/11_ravel.ipynb #14f5b67f
 METHODS = dict( # each a function of what a method may look at; those with parameters are trained
     identity=lambda c: Intervention(Neurons(c.d), FixedMask(c.d, [])), swap=lambda c: Intervention(Neurons(c.d)),
     random=lambda c: Intervention(iv.random_subspace(c.d, c.k, c.seed)), pca=lambda c: Intervention(iv.pca_subspace(c.X, c.k)),
     class_means=lambda c: Intervention(iv.class_means(c.X, c.y)), leace=lambda c: Intervention(iv.leace_subspace(c.X, c.y)),
-    dbm=lambda c: iv.dbm(c.d), das=lambda c: iv.das(c.d, c.k, c.seed), mdas=lambda c: iv.mdas(c.d, c.k, c.seed), boundless=lambda c: iv.boundless_das(c.d, c.seed),
+    dbm=lambda c: iv.dbm(c.d), das=lambda c: iv.das(c.d, c.k, c.seed), mdas=lambda c: iv.mdas(c.d, c.k, c.seed), mdas_means=lambda c: _from_means(c), boundless=lambda c: iv.boundless_das(c.d, c.seed),
     sae=lambda c: iv.sae_mask(c.sae), sae_alone=lambda c: iv.sae_mask(c.sae, error=False))
+
+def _from_means(c): # MDAS that begins in the span of the class means
+    means = iv.class_means(c.X, c.y).read
+    m = iv.mdas(c.d, means.shape[1], c.seed); m.featurizer.turn.weight = means
+    return m
 
 @dataclass
 class _Cell:

@@ -210,6 +210,15 @@ def test_from_one_file(tmp_path, capsys):
 # --- the figures
 
 @pytest.mark.slow
+def test_a_fit_that_begins_at_the_class_means_leaves_them_and_is_the_better_for_it(lm, persons, tmp_path):
+    f = RavelBenchmark(*lm, persons, methods=['class_means', 'mdas_means', 'mdas'], attributes=['town', 'trade'], layers=[1], per=8).run(tmp_path, progress=False)
+    s = f[f.split == 'unplanted'].set_index(['method', 'attribute'])
+    print(s[['disentangle', 'low', 'high', 'cosine']].round(3))
+    for a in ('town', 'trade'):
+        assert s.cosine['class_means', a] > .999 and s.cosine['mdas', a] < s.cosine['mdas_means', a] < .95
+        assert s.disentangle['mdas_means', a] > s.disentangle['class_means', a] and s.disentangle['mdas_means', a] >= .99
+
+@pytest.mark.slow
 def test_mdas_finds_what_was_planted(lm, persons, tmp_path):
     f = RavelBenchmark(*lm, persons, methods=['identity', 'swap', 'random', 'dbm', 'mdas'], seeds=[0, 1, 2], attributes=['town', 'trade'], per=15).run(tmp_path, progress=False)
     assert set(f.layer) == {1} # where it was planted

@@ -336,7 +336,7 @@ def test_a_text_that_is_too_long_for_the_model_is_one_failure_and_the_others_are
 WORDS = MEANINGS[:4] + 'that to we and of as her he on his known well step it heard said here know be exact'.split() # four that are features, and twenty common ones
 ASKED = '{example} | Is there {explanation}?'
 
-def taught(windows, steps=900):
+def taught(windows, steps=1800):
     "A small GPT-NeoX and its tokenizer, taught to say Yes or No to whether a word occurs in a window. Each window comes with six questions, half of them to be denied."
     rng, there = np.random.default_rng(0), [set(w.split()) for w in windows]
     tok = train_tokenizer([ASKED + ' Yes No']*5 + windows[:3000], 2000)
@@ -355,11 +355,11 @@ def taught(windows, steps=900):
         row, at = (x['attention_mask'].bool() & (said | torch.nn.functional.pad(said, (1, -1)))).nonzero(as_tuple=True) # the answer, and how it goes on
         logits = sites.forward(model.base_model, x, grad=True).last_hidden_state[row, at - 1] @ model.get_output_embeddings().weight.T
         loss = torch.nn.functional.cross_entropy(logits, x['input_ids'][row, at])
-        opt.zero_grad(); loss.backward(); opt.step(); slower.step()
+        opt.zero_grad(); torch.autograd.backward(loss); opt.step(); slower.step()
     return HFGenerator(model.eval(), tok, 32)
 
 @pytest.fixture(scope='module')
-def yes_no(records, known): # a minute on one core
+def yes_no(records, known): # two minutes on one core
     judged = {t for f in range(4) for t in records[f].test.texts(known[1])}
     windows = [' '.join(ws[i:i + 16]) for t in World(0).documents(6000, seed=7).text for ws in [words(t)] for i in range(0, len(ws) - 8, 16)]
     return taught([w for w in windows if w not in judged])
